@@ -1,0 +1,79 @@
+"""MsgpackMixin, and that a mixin loads only what it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import msgpack
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zmesh import mixins
+from zmesh.errors import DecodingError, EncodingError
+from zmesh.mixins import MsgpackMixin
+from zmesh.worker import Worker
+
+
+class Echo(MsgpackMixin, Worker):
+    def forward(self, data):
+        return data
+
+
+def test_a_worker_with_the_mixin_answers_msgpack_and_keeps_the_codec_between_stages():
+    assert Echo.resp_mime_type == "application/msgpack"
+    assert Echo().serialize({"a": 1}) == msgpack.packb({"a": 1})
+    assert Echo.serialize_ipc is Worker.serialize_ipc
+
+
+def test_arrays_of_a_client_arrive_as_tuples():
+    assert Echo().deserialize(msgpack.packb({"a": [1, [b"x"]]})) == {"a": (1, (b"x",))}
+
+
+@pytest.mark.parametrize("value", [numpy.zeros(2), {"score": numpy.float32(1)}])
+def test_a_numpy_result_is_an_encoding_error_with_the_way_out(value):
+    with pytest.raises(EncodingError, match=r"msgpack: .*numpy: \.item\(\) or \.tolist\(\)"):
+        Echo().serialize(value)
+
+
+@pytest.mark.parametrize("value", [object(), 2**70, "\ud800", {1, 2}])
+def test_a_result_that_msgpack_has_not_is_an_encoding_error(value):
+    with pytest.raises(EncodingError, match=r"^the result cannot be written as msgpack: "):
+        Echo().serialize([value])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xc1", b"\x92\x01", b"\x01\x01", b"\xa1\xff", b"\x81\x01\x02", b"\xdd\xff\xff\xff\xff", b"\x91" * 5000],
+)
+def test_bytes_that_are_not_msgpack_are_a_decoding_error_in_words(body):
+    with pytest.raises(DecodingError, match=r"^the body is not valid msgpack: .+"):
+        Echo().deserialize(body)
+
+
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_a_value_or_a_decoding_error(body):
+    try:
+        Echo().deserialize(body)
+    except DecodingError:
+        pass
+
+
+def test_extensions_of_a_client_never_reach_the_next_stage_as_something_else():
+    sent_by_client = msgpack.packb([msgpack.ExtType(1, b""), 2])
+    with pytest.raises(EncodingError, match=r"msgpack\.ext\.ExtType"):
+        Echo().serialize_ipc(Echo().deserialize(sent_by_client))
+
+
+def test_every_name_of_the_package_loads_and_no_other_does():
+    assert all(getattr(mixins, name) for name in mixins.__all__)
+    assert set(mixins.__all__) <= set(dir(mixins))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = mixins.Nothing
+
+
+def test_importing_the_package_loads_no_mixin():
+    code = "import sys, zmesh.mixins; print([name for name in sys.modules if 'mixins.' in name or 'msgpack' in name])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,312 @@
+"""Frozen settings, every limit with its unit, and the one table of flags and `ZMESH_*` variables.
+
+Three nouns live here. `Limits` bounds every queue, message and wait of the mesh. `Plan` is what an app file declares:
+its stages and the routes through them; it crosses process borders as JSON and its fingerprint tells two apps apart.
+`Settings` is what the operator chose: one row of `OPTIONS` per flag, its variable, its default, its unit and its help,
+from which the command line, the environment and the documentation are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+
+__all__ = [
+    "OPTIONS",
+    "Limits",
+    "Option",
+    "Plan",
+    "RoutePlan",
+    "Settings",
+    "StagePlan",
+    "settings_from",
+]
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one mesh. `queue_*` are per stage and bind at admission only: a move to the next stage is never refused."""
+
+    queue_tasks_max: int = 1024
+    queue_bytes_max: int = 256 * MIB
+    mesh_tasks_max: int = 100_000
+    mesh_bytes_max: int = 1024 * MIB
+    frame_bytes_max: int = 64 * MIB
+    message_rows_max: int = 4096
+    message_inline_bytes_max: int = 4 * MIB
+    peers_max: int = 4096
+    requeues_max: int = 5  # a task returned more often than this, for any cause but a death, ends with 500
+    deaths_max: int = 2  # charged deaths of one task at one stage before it is poisoned
+    late_leases_max: int = 1024  # ended leases whose late results are still taken
+    story_steps_max: int = 512
+    strikes_max: int = (
+        5  # broken messages within strike_seconds before a peer is ignored
+    )
+    strike_seconds: float = 10.0
+    heartbeat_seconds: float = 1.0
+    dead_seconds: float = (
+        5.0  # silence after which a link is dead; never the sign of a worker's death
+    )
+    hello_grace_seconds: float = (
+        1.0  # a lost connection may come back for this long before its leases end
+    )
+    exit_grace_seconds: float = (
+        0.020  # results of a process that just exited may still be on their way
+    )
+    lease_seconds_min: float = 10.0
+    lease_service_factor: float = 5.0  # a lease expires at max(lease_seconds_min, factor x slowest recent service)
+
+    def __post_init__(self) -> None:
+        assert self.dead_seconds >= 3 * self.heartbeat_seconds, (
+            "a link is dead after several missed heartbeats"
+        )
+        assert self.message_inline_bytes_max <= self.frame_bytes_max, (
+            "an inline message must fit into a frame"
+        )
+        assert self.queue_tasks_max >= 1, "a queue of no length admits nothing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage as declared: a worker class (qualified name in the app file) and its settings."""
+
+    name: str
+    worker: str
+    num: int = 1
+    max_batch_size: int = 1
+    max_wait_ms: float = 10.0
+    timeout_seconds: float = 0.0  # of `forward`; 0 = none
+    env: tuple[Mapping[str, str], ...] = ()
+    batching: str = "crowd"  # crowd, fixed, greedy
+    spread: bool = False
+    retry: bool = True
+    prefetch: int = 2
+    mime_type: str = "application/json"
+    sse: bool = False
+    ipc_codec: str = "zmesh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutePlan:
+    path: str
+    stages: tuple[str, ...]
+    mime_type: str = "application/json"
+    sse: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Stages in the order of their sockets, and the routes through them."""
+
+    stages: tuple[StagePlan, ...]
+    routes: tuple[RoutePlan, ...]
+
+    def stage(self, name: str) -> StagePlan:
+        """Raises KeyError for a stage that is not there."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def fingerprint(self) -> str:
+        """Stage names and order, routes and IPC codecs: what must agree between a broker and its workers.
+
+        Not num, env, host, batching or timeouts: those can be rolled over a running mesh.
+        """
+        shape = [
+            [[stage.name, stage.ipc_codec] for stage in self.stages],
+            [[route.path, list(route.stages)] for route in self.routes],
+        ]
+        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Raises ValueError, KeyError or TypeError when `text` is not a plan."""
+        data = json.loads(text)
+        return Plan(
+            stages=tuple(
+                StagePlan(**{**stage, "env": tuple(stage["env"])})
+                for stage in data["stages"]
+            ),
+            routes=tuple(
+                RoutePlan(**{**route, "stages": tuple(route["stages"])})
+                for route in data["routes"]
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting: its field in `Settings`, what it takes, and what it means. Its flag and variable follow from its name."""
+
+    name: str
+    kind: str  # int, float, text, flag, choice, list
+    help: str
+    unit: str = ""
+    choices: Sequence[str] = ()
+    aliases: Sequence[str] = ()
+    metavar: str = ""
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "ZMESH_" + self.name.upper()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "host",
+        "text",
+        "address to listen on; 0.0.0.0 for every interface",
+        aliases=("--address",),
+    ),
+    Option("port", "int", "port of the HTTP gateway; 0 takes a free one"),
+    Option(
+        "stage",
+        "list",
+        "start only this stage here, with N workers; repeatable",
+        metavar="NAME[:N]",
+    ),
+    Option(
+        "capacity",
+        "int",
+        "tasks that may wait in the queue of a route's first stage",
+        unit="tasks",
+    ),
+    Option("timeout", "int", "time a request may take in all", unit="ms"),
+    Option(
+        "drain_timeout",
+        "int",
+        "time to finish accepted requests at shutdown; 0 = the request timeout",
+        unit="ms",
+    ),
+    Option("wait", "int", "max_wait_time of stages that set none", unit="ms"),
+    Option("max_request_size", "int", "largest request body", unit="bytes"),
+    Option(
+        "on_start_failure",
+        "choice",
+        "what to do when a stage fails to start three times before the mesh was ever ready",
+        choices=("exit", "serve"),
+    ),
+    Option(
+        "log_level",
+        "choice",
+        "how much to say",
+        choices=("debug", "info", "warning", "error"),
+    ),
+    Option("namespace", "text", "prefix of the names of metrics"),
+    Option("path", "text", "directory of the sockets; default: a fresh private one"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator chose; see `OPTIONS` for the meaning of each field. Raises ValueError for a value out of range."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    stage: tuple[str, ...] = ()
+    capacity: int = 1024
+    timeout: int = 3000
+    drain_timeout: int = 0
+    wait: int = 10
+    max_request_size: int = 10 * MIB
+    on_start_failure: str = "exit"
+    log_level: str = "info"
+    namespace: str = "zmesh"
+    path: str = ""
+    user_args: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        least = {
+            "port": 0,
+            "capacity": 1,
+            "timeout": 1,
+            "drain_timeout": 0,
+            "wait": 0,
+            "max_request_size": 1,
+        }
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise ValueError(
+                    f"{name.replace('_', '-')} must be at least {minimum}, not {value}"
+                )
+        if self.port > 65535:
+            raise ValueError(f"port must be at most 65535, not {self.port}")
+        for option in OPTIONS:
+            if option.choices and getattr(self, option.name) not in option.choices:
+                raise ValueError(
+                    f"{option.flag} must be one of {', '.join(option.choices)}, not {getattr(self, option.name)!r}"
+                )
+
+    @property
+    def drain_seconds(self) -> float:
+        return (self.drain_timeout or self.timeout) / 1000
+
+    def limits(self) -> Limits:
+        return Limits(
+            queue_tasks_max=self.capacity,
+            frame_bytes_max=max(64 * MIB, self.max_request_size + MIB),
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Settings:
+        data = json.loads(text)
+        return Settings(
+            **{
+                **data,
+                "stage": tuple(data["stage"]),
+                "user_args": tuple(data["user_args"]),
+            }
+        )
+
+
+def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Settings from what was given (flags or keywords), else `ZMESH_*` variables, else defaults.
+
+    `given` maps names of `Settings` fields to values; None means not given. Raises ValueError with a readable sentence
+    for an unknown name or a value that cannot be read.
+    """
+    known = {f.name for f in fields(Settings)}
+    for name in given:
+        if name not in known:
+            raise ValueError(
+                f"there is no setting named {name!r}; known are {', '.join(sorted(known))}"
+            )
+    values = {name: value for name, value in given.items() if value is not None}
+    for option in OPTIONS:
+        text = environ.get(option.variable, "")
+        if option.name in values or not text:
+            continue
+        values[option.name] = _read(option, text)
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+def _read(option: Option, text: str) -> object:
+    try:
+        match option.kind:
+            case "int":
+                return int(text)
+            case "list":
+                return tuple(text.split(","))
+            case _:
+                return text
+    except ValueError:
+        raise ValueError(
+            f"{option.variable} must be a whole number, not {text!r}"
+        ) from None

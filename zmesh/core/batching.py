@@ -1,0 +1,285 @@
+"""When a batch is cut.
+
+A worker that takes what is there the moment it is free looks busy and wastes half its time. Clients that wait for an
+answer before they ask again come back within a millisecond of it, one after another; whoever leaves with the first few
+of them makes all others wait for a whole batch, and these are then the first few of the next. The crowd falls into two
+halves that take turns for ever, each batch half full. A fixed window heals that and taxes everybody else: with one
+client it waits for nobody, and the window that is right for one load is wrong for the next.
+
+So a stage learns from its own traffic who is still to come, in two *windows* that both last `max_wait_seconds`:
+
+* the *answer* window opens when a batch was answered: how many tasks follow an answer, and when;
+* the *burst* window opens at a task that nobody expected: how many follow such a one, and when.
+
+With these forecasts waiting is a trade. Each further second costs every waiting task a second. Each task that comes in
+time for this batch, and that no other idle worker would take, saves the time until a worker is free again. A partial
+batch waits while some horizon saves more than `MARGIN` times its cost, never longer than `max_wait_seconds` after both
+a task and a worker were there, and it goes the moment the last one of the crowd is back.
+
+Rules: a full batch never waits. The windows go on counting whatever was decided, else a decision to go would hide the
+tasks that show it was wrong. Times are seconds on the caller's clock, which is not read here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from enum import Enum
+from itertools import accumulate
+from math import ceil, inf
+
+__all__ = ["Batcher", "Release"]
+
+FIRST_BIN_SECONDS = 125e-6
+BIN_GROWTH = 0.12
+MARGIN = 1.5  # what waiting must save, as a multiple of what it costs
+WINDOW_RATE = 0.15  # weight of the newest window in what is usual
+SERVICE_RATE = 0.2  # weight of the newest batch in the time a batch takes
+LESSONS_MIN = 5  # so many answer windows take every task for an expected one
+NOBODY = 0.5  # fewer tasks than this are nobody
+JUST_AFTER_SECONDS = 1e-7  # ask again inside the next bin, not on its edge
+STUCK_FACTOR = 1.5  # past so many times its service a batch tells nothing about when its worker will be free
+
+SLOW_SECONDS = 0.050
+WIDE_FACTOR = 2.0
+WIDE_SAMPLES_MIN = 8
+RECENT_MAX = 32
+SHORTEST_OF = 16
+MINUTE_SAMPLES = 20
+MINUTE_SECONDS = 60.0
+
+
+class Release(Enum):
+    """Why a batch left."""
+
+    FULL = "full"
+    CROWD = "crowd"  # everybody expected is here, or waiting no longer pays
+    WINDOW = "window"
+    SINGLE = "single"  # the stage does not batch
+
+
+class Batcher:
+    """The batching of one stage: told what arrives and what is answered, asked when a partial batch may leave."""
+
+    def __init__(self, max_batch_size: int, max_wait_seconds: float, mode: str = "crowd") -> None:
+        assert max_batch_size >= 1, "a batch of no tasks is no batch"
+        assert max_wait_seconds >= 0, "nobody waits a negative time"
+        assert mode in {"crowd", "fixed", "greedy"}, f"no batching is called {mode!r}"
+        if max_batch_size == 1 or max_wait_seconds == 0:
+            mode = "greedy"
+        self._max_batch_size = max_batch_size
+        self._max_wait = max_wait_seconds
+        self._mode = mode
+        self._learns = mode == "crowd"
+        edges = _bin_edges(max_wait_seconds)
+        self._answer = _Window(edges)
+        self._burst = _Window(edges)
+        self._services = _Services()
+
+    @property
+    def service(self) -> float:
+        """Expected seconds of a batch, 0.0 before the first."""
+        return self._services.mean
+
+    def arrived(self, now: float, count: int) -> None:
+        """`count` tasks came in one message."""
+        if not self._learns:
+            return
+        expected = self._answer.count(now, count)
+        if now - self._burst.opened < self._max_wait:
+            self._burst.count(now, count)
+        elif not expected:
+            self._burst.open(now, 0)  # those who came with the first need no waiting for
+
+    def answered(self, now: float, count: int, service_seconds: float, ok: bool) -> None:
+        """A batch of `count` tasks came back. Without one row that is `ok` its time says nothing about the model."""
+        if ok:
+            self._services.learn(now, count, service_seconds)
+        if self._learns:
+            self._answer.open(now, count)
+
+    def due(
+        self,
+        now: float,
+        waiting: int,
+        oldest: float,
+        idle_since: float,
+        idle_others: int,
+        earliest_finish: float | None,
+    ) -> float:
+        """When to ask again about a partial batch and an idle worker; not later than `now` means go.
+
+        `earliest_finish` is when the first busy worker should be free, None when none is busy.
+        """
+        if self._mode == "greedy":
+            return now
+        end = max(oldest, idle_since) + self._max_wait
+        if self._mode == "fixed":
+            return end
+        saves = self._services.intercept
+        if earliest_finish is not None:
+            remaining = earliest_finish - now
+            if (1 - STUCK_FACTOR) * self._services.mean < remaining < saves:
+                saves = remaining
+        if saves <= 0 or now >= end:
+            return now
+        room = self._max_batch_size - waiting
+        price = MARGIN * waiting / saves  # tasks that must come per second of waiting
+        again = self._answer.ask_again(now, end, price, idle_others, room, True)
+        if not again:
+            again = self._burst.ask_again(now, end, price, idle_others, room, False)
+        return min(again, end) if again else now
+
+    def reason(self, now: float, waiting: int, oldest: float, idle_since: float) -> Release:
+        """Why a batch that leaves now leaves."""
+        if self._max_batch_size == 1:
+            return Release.SINGLE
+        if waiting >= self._max_batch_size:
+            return Release.FULL
+        if self._mode != "greedy" and now >= max(oldest, idle_since) + self._max_wait:
+            return Release.WINDOW
+        return Release.CROWD
+
+    def prefetch_pays(self) -> bool:
+        """Whether a full batch may wait at a busy worker: not where batches are slow, or take anything between."""
+        return self._services.are_short_and_even
+
+    def shortest(self, now: float) -> float | None:
+        """The least a batch took lately, None unless enough were seen in the last minute to rely on it."""
+        return self._services.shortest(now)
+
+
+def _bin_edges(length: float) -> list[float]:
+    """Bins as fine as a hop at first and ever wider, so that a long window costs little and loses nothing."""
+    edges = [0.0]
+    while edges[-1] < length:
+        edges.append(edges[-1] + max(FIRST_BIN_SECONDS, BIN_GROWTH * edges[-1]))
+    edges[-1] = length
+    return edges
+
+
+class _Window:
+    """What follows one kind of opening: how many tasks, and when."""
+
+    def __init__(self, edges: list[float]) -> None:
+        bins = len(edges) - 1
+        self._edges = edges
+        self._length = edges[-1]
+        self._profile = [0.0] * bins  # tasks that usually come in each bin
+        self._ahead = [0.0] * (bins + 1)  # ... in this bin or later
+        self._usual = 0.0  # tasks that usually come in all
+        self._share = 1.0  # tasks that usually come for each that was answered
+        self._lessons = 0
+        self.opened = -inf
+        self._answered = 0
+        self._arrived = 0
+        self._counts = [0] * bins
+        self._expected = 0.0
+
+    def open(self, now: float, answered: int) -> None:
+        """Start anew, wiser by what the last opening brought."""
+        if self.opened > -inf:
+            self._learn()
+        self.opened = now
+        self._answered = answered
+        self._arrived = 0
+        self._counts = [0] * len(self._counts)
+        self._expected = max(self._usual, self._share * answered)
+
+    def _learn(self) -> None:
+        rate = WINDOW_RATE if self._lessons > LESSONS_MIN else 1 / (self._lessons + 1)
+        self._lessons += 1
+        if self._answered:
+            self._share += rate * (min(self._arrived / self._answered, 1.5) - self._share)
+        self._usual += rate * (self._arrived - self._usual)
+        keep = 1 - rate
+        self._profile = [keep * usual + rate * count for usual, count in zip(self._profile, self._counts, strict=True)]
+        self._ahead = [*accumulate(reversed(self._profile), initial=0.0)]
+        self._ahead.reverse()
+
+    def count(self, now: float, count: int) -> bool:
+        """Note arrivals; True if this window expected them all."""
+        elapsed = now - self.opened
+        if elapsed >= self._length:
+            return False
+        bin = bisect_right(self._edges, elapsed) - 1
+        self._counts[bin] += count
+        self._arrived += count
+        if self._lessons < LESSONS_MIN:
+            return True
+        return self._arrived - 1 < self._expected + NOBODY and self._ahead[bin] >= NOBODY
+
+    def ask_again(self, now: float, end: float, price: float, others: int, room: int, scaled: bool) -> float:
+        """The end of this bin if waiting up to some bin's end pays, else 0.0.
+
+        It pays when more tasks come than `price` a second; `others` of them find a worker anyway, more than `room`
+        are of no use. `scaled` fits the forecast to the number who are still missing.
+        """
+        edges, ahead = self._edges, self._ahead
+        elapsed = now - self.opened
+        if elapsed >= self._length:
+            return 0.0
+        bin = bisect_right(edges, elapsed)  # the end of the running bin
+        later = ahead[bin] + self._profile[bin - 1] * (edges[bin] - elapsed) / (edges[bin] - edges[bin - 1])
+        scale = 1.0
+        if scaled:
+            missing = self._expected - self._arrived
+            if missing < NOBODY:
+                return 0.0
+            if missing < later:
+                scale = missing / later
+        most = min(later * scale - others, room)
+        latest = elapsed + min(most / price, end - now)  # no horizon beyond it can pay
+        for k in range(bin, len(edges)):
+            edge = edges[k]
+            if edge > latest:
+                return 0.0
+            if (later - ahead[k]) * scale - others > price * (edge - elapsed):
+                return self.opened + edges[bin] + JUST_AFTER_SECONDS
+        return 0.0
+
+
+class _Services:
+    """How long batches take: on average, whatever their size, at least, and how evenly."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self.intercept = 0.0
+        self.are_short_and_even = True
+        self._size = 0.0
+        self._size_size = self._size_time = self._time_time = 0.0  # variances and covariance, fading
+        self._recent: deque[float] = deque(maxlen=RECENT_MAX)
+        self._when: deque[float] = deque(maxlen=MINUTE_SAMPLES)
+
+    def learn(self, now: float, count: int, seconds: float) -> None:
+        rate = SERVICE_RATE if self._recent else 1.0
+        size, time = count - self._size, seconds - self.mean
+        self._size += rate * size
+        self.mean += rate * time
+        keep = 1 - rate
+        self._size_size = keep * (self._size_size + rate * size * size)
+        self._size_time = keep * (self._size_time + rate * size * time)
+        self._time_time = keep * (self._time_time + rate * time * time)
+        self.intercept = self._intercept()
+        self._recent.append(seconds)
+        self._when.append(now)
+        times = sorted(self._recent)
+        p90 = times[ceil(0.9 * len(times)) - 1]
+        is_wide = len(times) >= WIDE_SAMPLES_MIN and p90 > WIDE_FACTOR * times[(len(times) - 1) // 2]
+        self.are_short_and_even = p90 <= SLOW_SECONDS and not is_wide
+
+    def _intercept(self) -> float:
+        """The time a batch takes before its first task; all of it where the size does not matter.
+
+        The slope counts as far as the size explains the time (r²): noise over nearly equal sizes has any slope.
+        """
+        spread = self._size_size * self._time_time
+        if self._size_time <= 0 or spread <= 0:
+            return self.mean
+        slope = self._size_time / self._size_size * min(1.0, self._size_time * self._size_time / spread)
+        return max(0.0, self.mean - slope * self._size)
+
+    def shortest(self, now: float) -> float | None:
+        if len(self._when) < MINUTE_SAMPLES or self._when[0] < now - MINUTE_SECONDS:
+            return None
+        return min(list(self._recent)[-SHORTEST_OF:])

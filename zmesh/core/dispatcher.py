@@ -1,0 +1,145 @@
+"""The broker's half of the dialogue: the door to everything it knows, and the one place that hands out work.
+
+`handle(*events, now)` records the facts of one turn and then hands out work once, so that everything that arrived
+together is decided together. It returns effects; perform them in order. `next_wakeup()` is the only timer. Time is the
+caller's monotonic clock, randomness a `Random` given in: the same events give the same effects.
+
+Three kinds of wrong are told apart. Ours is an assertion. The peer's is a strike, and after a few it is not heard for a
+while. The world's (a process died, a link broke, nobody reads) is an event like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from zmesh.config import Limits, Plan
+from zmesh.core import events, intake, outcomes, presence
+from zmesh.core.effects import DispatcherEffect
+from zmesh.core.events import DispatcherEvent
+from zmesh.core.mesh import Mesh
+from zmesh.core.snapshot import snapshot_json
+from zmesh.core.stages import Choice, StageRecord
+from zmesh.core.tasks import Step, Task
+from zmesh.core.workers import Lease
+from zmesh.messages import Columns, LeaseId, Status, TaskId, Tasks
+
+__all__ = ["Dispatcher"]
+
+HANDLERS: Mapping[type, Callable[..., None]] = {
+    events.BatchFinished: outcomes.on_batch_finished,
+    events.TasksSubmitted: intake.on_tasks_submitted,
+    events.TasksCancelled: intake.on_tasks_cancelled,
+    events.CreditGranted: presence.on_credit_granted,
+    events.PeerGreeted: presence.on_peer_greeted,
+    events.PeerBeat: presence.on_peer_beat,
+    events.PeerLeft: presence.on_peer_left,
+    events.PeerUnreachable: presence.on_peer_unreachable,
+    events.WorkerExited: presence.on_worker_exited,
+    events.SendFailed: presence.on_send_failed,
+    events.StatsAsked: presence.on_stats_asked,
+    events.DrainAsked: presence.on_drain_asked,
+    events.MessageBroken: presence.on_message_broken,
+    events.Stalled: presence.on_stalled,
+}
+TOO_LATE = b"no answer before the deadline"
+
+
+class Dispatcher:
+    """Changed only by `handle`; touches no I/O. `mesh` is for reading."""
+
+    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float) -> None:
+        self.mesh = Mesh(plan, limits, random, now)
+        self._sweep_at = now + limits.heartbeat_seconds
+
+    def handle(self, *events: DispatcherEvent, now: float) -> list[DispatcherEffect]:
+        """Take what happened, decide once, and say what must be done."""
+        mesh = self.mesh
+        assert now >= mesh.now, "time never runs backwards"
+        mesh.now = now
+        for event in events:
+            handler = HANDLERS.get(type(event))
+            if handler is not None and not mesh.directory.is_ignored(event, now):
+                handler(mesh, event)
+        while mesh.exiting and mesh.exiting[0][0] <= now:
+            presence.end_worker(mesh, mesh.exiting.popleft()[1])
+        if now >= self._sweep_at:
+            self._sweep_at = now + mesh.limits.heartbeat_seconds
+            presence.sweep(mesh)
+        for stage in mesh.stages:
+            if stage.wake is not None and stage.wake <= now:
+                mesh.awaken(stage)
+        for stage in mesh.awake.values():
+            self._hand_out(stage)
+        mesh.awake.clear()
+        for gateway in mesh.owed.values():
+            reply = gateway.settle()
+            if reply is not None:
+                mesh.tell(gateway, reply)
+        mesh.owed.clear()
+        effects = mesh.effects.copy()
+        mesh.effects.clear()
+        return effects
+
+    def next_wakeup(self) -> float:
+        """When `handle` must be called again even if nothing happens, on the clock of `now`."""
+        wakeup = self._sweep_at
+        for stage in self.mesh.stages:
+            if stage.wake is not None and stage.wake < wakeup:
+                wakeup = stage.wake
+        if self.mesh.exiting and self.mesh.exiting[0][0] < wakeup:
+            wakeup = self.mesh.exiting[0][0]
+        return wakeup
+
+    def story(self, task: TaskId) -> list[str]:
+        """The last steps of a task that are still remembered, oldest first."""
+        return self.mesh.story(task)
+
+    def snapshot(self) -> str:
+        """Everything an operator may want to see, as JSON text."""
+        return snapshot_json(self.mesh)
+
+    def _hand_out(self, stage: StageRecord) -> None:
+        """The only place where work is handed out."""
+        while (choice := stage.choose(self.mesh.now)) is not None:
+            batch = [stage.queue.cut_suspect()] if choice.suspect else stage.queue.cut(choice.size)
+            wanted = self._still_wanted(stage, batch)
+            if wanted:
+                self._lease(stage, choice, wanted)
+
+    def _still_wanted(self, stage: StageRecord, batch: list[Task]) -> list[Task]:
+        """Tasks whose time is over, or surely not enough, leave here."""
+        mesh = self.mesh
+        horizon = mesh.now + stage.least_remaining(mesh.now)
+        late = [task for task in batch if task.deadline <= horizon]
+        if not late:
+            return batch
+        stage.counts.expired += len(late)
+        for task in late:
+            mesh.bury(task, Step.EXPIRE, int(Status.TIMEOUT), TOO_LATE)
+        return [task for task in batch if task.deadline > horizon]
+
+    def _lease(self, stage: StageRecord, choice: Choice, batch: list[Task]) -> None:
+        mesh, now, worker = self.mesh, self.mesh.now, choice.worker
+        mesh.lease_count += 1
+        lease = Lease(LeaseId(mesh.lease_count), worker, batch, choice.suspect)
+        mesh.leases[lease.id] = lease
+        stage.crew.spend(worker, lease, now)
+        stage.leased += len(batch)
+        stage.count_lease(batch, choice.reason, now)
+        for task in batch:
+            task.take(Step.LEASE)
+            task.lease = lease
+        contexts = [task.context for task in batch]
+        columns = Columns(
+            [task.id for task in batch],
+            [task.route.flags[task.hop] for task in batch],
+            [max(1, int((task.deadline - now) * 1000)) for task in batch],
+            [task.attempt for task in batch],
+            [task.kind for task in batch],
+            [task.payload for task in batch],
+            contexts if any(contexts) else None,
+        )
+        acks, worker.acks = worker.acks, []
+        mesh.remember("leased to", f"{stage.plan.name}/{worker.worker_id}", columns.ids)
+        mesh.tell(worker, Tasks(lease.id, columns, acks))

@@ -1,0 +1,101 @@
+"""What must be done, in the imperative. Perform effects in the order given; a failure comes back as an event.
+
+The Dispatcher asks for `Send`, `Forget` and `Report`; a Link and a Session for `Transmit`, `Reconnect`, `Leave` and
+`Report`, a Link also for `Answer`, a Session also for `Run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from zmesh.core.events import Address
+from zmesh.messages import Columns, LeaseId, Message, Payload, SessionId
+
+if TYPE_CHECKING:
+    from zmesh.core.link import Request
+
+__all__ = [
+    "Answer",
+    "DispatcherEffect",
+    "Forget",
+    "Leave",
+    "LinkEffect",
+    "Reconnect",
+    "Report",
+    "Run",
+    "Send",
+    "SessionEffect",
+    "Transmit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send `message` to the peer at `address`, without waiting."""
+
+    address: Address
+    session: SessionId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop whatever is parked for this address; its session is closed."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Log one readable line; `level` is debug, info, warning or error."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Send `message` to the broker, without waiting; keep the order."""
+
+    session: SessionId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """Close the socket and make a new one after `after_seconds`, then say `Started`."""
+
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Everything is done: close the socket and end, with this reason for the log and this exit code."""
+
+    reason: str
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Terminal outcomes: row `i` of every list belongs to `requests[i]`."""
+
+    requests: list[Request]
+    statuses: list[int]
+    payloads: list[Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run this lease now. `deadlines` are on the listener's clock; a row in `skipped` was cancelled while it waited."""
+
+    lease: LeaseId
+    columns: Columns
+    deadlines: list[float]
+    skipped: frozenset[int]
+
+
+DispatcherEffect: TypeAlias = Send | Forget | Report
+LinkEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Answer
+SessionEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Run

@@ -1,0 +1,233 @@
+"""What can happen, in the past tense: one event per message that arrived, never one per task.
+
+Three machines listen. The `Dispatcher` (broker's half) hears every event that names an `Address`; the `Link` (gateway's
+half) and the `Session` (worker's half) hear `Heard`, and the few things their own programs tell them. All hear `Tick`.
+An event carries the message as it was decoded; whether its sender may say such a thing is the listener's decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from zmesh.messages import (
+    Cancel,
+    Credit,
+    Drain,
+    Exited,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    Payload,
+    Results,
+    SessionId,
+    Stats,
+    Submit,
+    TaskId,
+)
+
+if TYPE_CHECKING:
+    from zmesh.core.link import Request
+
+__all__ = [
+    "Address",
+    "BatchFinished",
+    "CreditGranted",
+    "DispatcherEvent",
+    "DrainAsked",
+    "Heard",
+    "LinkEvent",
+    "LinkLost",
+    "MessageBroken",
+    "PeerBeat",
+    "PeerGreeted",
+    "PeerLeft",
+    "PeerUnreachable",
+    "RequestsAbandoned",
+    "RequestsAccepted",
+    "RowsFinished",
+    "SendFailed",
+    "SessionEvent",
+    "Stalled",
+    "Started",
+    "StatsAsked",
+    "TasksCancelled",
+    "TasksSubmitted",
+    "Tick",
+    "WorkerExited",
+]
+
+Address: TypeAlias = tuple[int, bytes]
+"""Where a peer is heard: (socket, routing id). Socket 0 is the front, i + 1 stage i, -1 a gateway in this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGreeted:
+    address: Address
+    message: Hello
+
+
+@dataclass(frozen=True, slots=True)
+class CreditGranted:
+    address: Address
+    session: SessionId
+    message: Credit
+
+
+@dataclass(frozen=True, slots=True)
+class TasksSubmitted:
+    address: Address
+    session: SessionId
+    message: Submit
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFinished:
+    """Some or all rows of a lease have a status."""
+
+    address: Address
+    session: SessionId
+    message: Results
+
+
+@dataclass(frozen=True, slots=True)
+class TasksCancelled:
+    address: Address
+    session: SessionId
+    message: Cancel
+
+
+@dataclass(frozen=True, slots=True)
+class PeerBeat:
+    address: Address
+    session: SessionId
+    message: Heartbeat
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    address: Address
+    session: SessionId
+    message: Exited
+
+
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    address: Address
+    session: SessionId
+    message: Drain
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    address: Address
+    session: SessionId
+    message: Goodbye
+
+
+@dataclass(frozen=True, slots=True)
+class StatsAsked:
+    address: Address
+    session: SessionId
+    message: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class MessageBroken:
+    """Something arrived that is not a message, or not one a broker may be told."""
+
+    address: Address
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUnreachable:
+    """A send found nobody there (EHOSTUNREACH): the connection is gone, the process perhaps not."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """This message was parked for a peer that does not read, and given up."""
+
+    address: Address
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Stalled:
+    """The listener itself did not run for `gap_seconds`; silence in that time proves nothing about others."""
+
+    gap_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened but time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """To a Link or a Session: the broker said something."""
+
+    session: SessionId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """To a Link or a Session: a fresh socket is connected, introduce yourself."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsAccepted:
+    """To a Link: requests that the gateway accepted in one turn of its loop."""
+
+    requests: list[Request]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsAbandoned:
+    """To a Link: nobody waits for these any more."""
+
+    ids: list[TaskId]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """To a Link or a Session: the socket to the broker is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsFinished:
+    """To a Session: rows of the running lease have a status. The lease ends with its last row."""
+
+    rows: list[int]
+    statuses: list[int]
+    kinds: list[int]
+    payloads: list[Payload]
+    compute_us: int
+
+
+DispatcherEvent: TypeAlias = (
+    PeerGreeted
+    | CreditGranted
+    | TasksSubmitted
+    | BatchFinished
+    | TasksCancelled
+    | PeerBeat
+    | WorkerExited
+    | DrainAsked
+    | PeerLeft
+    | StatsAsked
+    | MessageBroken
+    | PeerUnreachable
+    | SendFailed
+    | Stalled
+    | Tick
+)
+LinkEvent: TypeAlias = Started | Heard | RequestsAccepted | RequestsAbandoned | LinkLost | Tick
+SessionEvent: TypeAlias = Started | Heard | RowsFinished | DrainAsked | LinkLost | Tick

@@ -1,0 +1,95 @@
+"""What gateways say: tasks are admitted or shed, and cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zmesh.core.admission import shed_reason
+from zmesh.core.events import TasksCancelled, TasksSubmitted
+from zmesh.core.mesh import Mesh
+from zmesh.core.peers import Gateway
+from zmesh.core.tasks import Route, Step, Task
+from zmesh.core.workers import Worker
+from zmesh.messages import Cancel, SessionId, Status, Submit, TaskId
+
+__all__ = ["cancel", "on_tasks_cancelled", "on_tasks_submitted"]
+
+AGAIN_AFTER_MS = "100"
+
+
+def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
+    gateway = mesh.directory.known(event, Gateway, mesh.now)
+    if gateway is None:
+        return
+    submit = event.message
+    mesh.owed[gateway.session] = gateway
+    route = mesh.routes.get(submit.route)
+    if route is None:
+        _refuse(mesh, gateway, submit.columns.ids, Status.INTERNAL, f"the broker knows no route {submit.route}")
+        return
+    failing = next((text for index in route.stages if (text := mesh.stages[index].failing)), None)
+    if failing is not None:
+        _refuse(mesh, gateway, submit.columns.ids, Status.UNAVAILABLE, failing)
+    elif mesh.draining and not submit.again:
+        _refuse(mesh, gateway, submit.columns.ids, Status.AGAIN, AGAIN_AFTER_MS)
+    else:
+        _admit(mesh, gateway, route, submit)
+
+
+def _refuse(mesh: Mesh, gateway: Gateway, ids: Iterable[TaskId], status: Status, text: str) -> None:
+    for task_id in ids:
+        if task_id not in mesh.tasks:
+            gateway.refuse(task_id, status, text)
+
+
+def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit) -> None:
+    stage, columns, now, tasks = mesh.stages[route.stages[0]], submit.columns, mesh.now, mesh.tasks
+    contexts = columns.contexts or [None] * len(columns.ids)
+    admitted: list[Task] = []
+    tasks_waiting, bytes_waiting = stage.queue.waiting + stage.queue.suspects, stage.queue.bytes
+    for task_id, left, kind, payload, context in zip(
+        columns.ids, columns.remaining_ms, columns.kinds, columns.payloads, contexts, strict=True
+    ):
+        if task_id in tasks:
+            continue  # submitted before: SUBMIT is idempotent
+        size = len(payload)
+        if not submit.again:
+            name = stage.plan.name
+            reason = shed_reason(mesh.limits, name, tasks_waiting, bytes_waiting, len(tasks), mesh.task_bytes, size)
+            if reason is not None:
+                stage.counts.shed += 1
+                gateway.refuse(task_id, Status.SHED, reason)
+                continue
+        task = Task(task_id, route, gateway, payload, kind, now + left / 1000, now, context)
+        tasks[task_id] = task
+        mesh.task_bytes += size
+        tasks_waiting += 1
+        bytes_waiting += size
+        admitted.append(task)
+    if admitted:
+        mesh.remember("submitted to", route.path, columns.ids)
+        mesh.enqueue(stage, admitted)
+
+
+def on_tasks_cancelled(mesh: Mesh, event: TasksCancelled) -> None:
+    gateway = mesh.directory.known(event, Gateway, mesh.now)
+    if gateway is not None:
+        tasks = [task for task_id in event.message.ids if (task := mesh.tasks.get(task_id)) is not None]
+        cancel(mesh, [task for task in tasks if task.gateway is gateway], event.message.reason)
+
+
+def cancel(mesh: Mesh, tasks: list[Task], reason: str) -> None:
+    """Nobody wants these any more: those that wait go, of those that run their workers are told."""
+    holders: dict[SessionId, tuple[Worker, list[TaskId]]] = {}
+    for task in tasks:
+        stage = mesh.stages[task.stage]
+        stage.counts.cancelled += 1
+        if task.lease is not None:
+            worker = task.lease.worker
+            holders.setdefault(worker.session, (worker, []))[1].append(task.id)
+        mesh.close(task, Step.CANCEL)
+        stage.queue.sweep()
+    for worker, ids in holders.values():
+        mesh.tell(worker, Cancel(ids, reason))
+    if tasks:
+        mesh.remember("cancelled:", reason, [task.id for task in tasks])

@@ -1,0 +1,82 @@
+"""What must always hold between the parts of a dispatcher. One function, called after every step in tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from zmesh.core.tasks import Task, TaskState
+from zmesh.core.workers import Presence, Worker
+
+if TYPE_CHECKING:
+    from zmesh.core.dispatcher import Dispatcher
+    from zmesh.core.mesh import Mesh
+    from zmesh.core.stages import StageRecord
+
+__all__ = ["check"]
+
+
+def check(dispatcher: Dispatcher) -> None:
+    """Raises AssertionError, with the story of the task where it concerns one."""
+    mesh = dispatcher.mesh
+    for stage in mesh.stages:
+        _check_queue(mesh, stage)
+        for worker in stage.crew.workers.values():
+            _check_worker(mesh, stage, worker)
+    _check_tasks(mesh)
+
+
+def _check_queue(mesh: Mesh, stage: StageRecord) -> None:
+    living = list(stage.queue.living())
+    assert len(living) == len({task.id for task in living}), f"{stage.plan.name}: a task waits twice"
+    assert stage.queue.waiting == sum(t.state is TaskState.QUEUED for t in living), f"{stage.plan.name}: waiting"
+    assert stage.queue.suspects == sum(t.state is TaskState.SUSPECT for t in living), f"{stage.plan.name}: suspects"
+    assert stage.queue.bytes == sum(task.size for task in living), f"{stage.plan.name}: queued bytes"
+    assert all(task.id in mesh.tasks for task in living), f"{stage.plan.name}: a waiting task is unknown"
+    assert stage.failing is None or not stage.crew.ready(), f"{stage.plan.name}: failing with workers that are ready"
+
+
+def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:
+    name, crew = f"{stage.plan.name}/{worker.worker_id}", stage.crew
+    assert worker.session in mesh.directory.sessions, f"{name}: at work without a session"
+    assert worker.presence is not Presence.GONE, f"{name}: gone and still at work"
+    assert worker.credit >= 0, f"{name}: above its credit"
+    usable = worker.presence is Presence.READY and worker.credit > 0
+    assert (worker.session in crew.idle) == (usable and not worker.leases), f"{name}: idle or not"
+    assert (worker.session in crew.busy) == bool(worker.leases), f"{name}: busy or not"
+    oldest = worker.oldest()
+    ahead = usable and oldest is not None and not oldest.suspect
+    assert (worker.session in crew.ahead) == ahead, f"{name}: may be given work ahead or not"
+    for lease in worker.leases.values():
+        assert mesh.leases.get(lease.id) is lease and lease.worker is worker, f"{name}: lease {lease.id}"
+        assert lease.left == len(lease.tasks) - sum(lease.answered), f"{name}: rows left of lease {lease.id}"
+        assert lease.left > 0, f"{name}: lease {lease.id} has no row left"
+        assert len(lease.tasks) <= stage.plan.max_batch_size, f"{name}: lease {lease.id} is too large"
+    suspects = [lease for lease in worker.leases.values() if lease.suspect]
+    assert not suspects or len(worker.leases) == 1, f"{name}: a suspect has company"
+
+
+def _check_tasks(mesh: Mesh) -> None:
+    leased: Counter[int] = Counter()
+    for task in mesh.tasks.values():
+        story = "; ".join(mesh.story(task.id))
+        assert task.state is not TaskState.DONE, f"task {task.id:x} is done and still here: {story}"
+        if task.state is TaskState.LEASED:
+            leased[task.stage] += 1
+            _check_leased(mesh, task, story)
+        else:
+            assert task.lease is None, f"task {task.id:x} waits and has a lease: {story}"
+    for stage in mesh.stages:
+        assert stage.leased == leased[stage.index], f"{stage.plan.name}: leased tasks"
+    waiting = sum(len(list(stage.queue.living())) for stage in mesh.stages)
+    assert waiting + sum(leased.values()) == len(mesh.tasks), "each task waits or is leased"
+    assert mesh.task_bytes == sum(task.size for task in mesh.tasks.values()), "bytes of all tasks"
+    assert len(mesh.tasks) <= mesh.limits.mesh_tasks_max, "more tasks than the mesh may hold"
+
+
+def _check_leased(mesh: Mesh, task: Task, story: str) -> None:
+    lease = task.lease
+    assert lease is not None and lease.is_open, f"task {task.id:x} is leased by nobody: {story}"
+    assert lease.worker.stage == task.stage, f"task {task.id:x} is leased at another stage: {story}"
+    rows = [row for row, held in enumerate(lease.tasks) if held is task]
+    assert len(rows) == 1 and not lease.answered[rows[0]], f"task {task.id:x}: its row is answered: {story}"

@@ -1,0 +1,93 @@
+"""What workers say of their batches: rows succeed and move on, or fail; a lease whose every row has a status is over.
+
+A result belongs to (lease, row). A success counts as long as its task is not done and still at that stage, whoever
+brings it; the task's other lease row is then void. An error counts only from the lease that holds the task now.
+"""
+
+from __future__ import annotations
+
+from zmesh.core.events import BatchFinished
+from zmesh.core.mesh import Mesh
+from zmesh.core.stages import StageRecord
+from zmesh.core.tasks import Step, Task, TaskState
+from zmesh.core.workers import Lease
+from zmesh.messages import Results, Status
+
+__all__ = ["on_batch_finished"]
+
+OK = int(Status.OK)
+SHORTEST_SERVICE_SECONDS = 1e-6
+
+
+def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
+    worker = mesh.directory.author(event, mesh.now)
+    if worker is None:
+        return
+    results = event.message
+    is_open = worker.session in mesh.directory.sessions
+    lease = mesh.leases.get(results.lease) or mesh.late_leases.get(results.lease)
+    if results.epoch != mesh.directory.epoch or lease is None or lease.worker.peer != worker.peer:
+        mesh.late += len(results.rows)
+        if is_open:
+            worker.acks.append(results.lease)  # it may let go of what nobody wants
+        return
+    if max(results.rows, default=0) >= len(lease.tasks):
+        text = f"a result for row {max(results.rows)} of a batch of {len(lease.tasks)}"
+        mesh.directory.strike(event.address, text, mesh.now)
+        return
+    stage = mesh.stages[worker.stage]
+    _take_rows(mesh, stage, lease, results)
+    if lease.left == 0:
+        if lease.is_open:
+            _finish(mesh, stage, lease)
+        if is_open:
+            worker.acks.append(lease.id)
+
+
+def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -> None:
+    """Give each row its status, move successes on, and let the stage learn from the batch."""
+    index = stage.index
+    onward: dict[int, list[Task]] = {}
+    good = taken = 0
+    for row, status, kind, payload in zip(results.rows, results.statuses, results.kinds, results.payloads, strict=True):
+        if lease.answered[row]:
+            continue
+        lease.answered[row] = 1
+        taken += 1
+        task = lease.tasks[row]
+        here = task.state is not TaskState.DONE and task.route.stages[task.hop] == index
+        if not here or (status != OK and task.lease is not lease):
+            mesh.late += 1
+            continue
+        task.compute_us += results.compute_us
+        if status != OK:
+            stage.counts.tasks_error += 1
+            mesh.close(task, Step.FAIL, status, payload, kind)
+            continue
+        good += 1
+        if task.is_last_hop:
+            mesh.close(task, Step.FINISH, OK, payload, kind)
+        else:
+            mesh.leave(task)
+            mesh.task_bytes += len(payload) - task.size
+            task.move_on(payload, kind, mesh.now)
+            onward.setdefault(task.stage, []).append(task)
+    lease.left -= taken
+    stage.counts.tasks_ok += good
+    if taken and lease.is_open:
+        service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
+        stage.batcher.answered(mesh.now, taken, service, good > 0)
+    for following, tasks in onward.items():
+        mesh.enqueue(mesh.stages[following], tasks)
+    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
+
+
+def _finish(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
+    """Only a finished lease grants credit."""
+    worker = lease.worker
+    stage.batch_seconds.add(mesh.now - lease.started)
+    worker.batches += 1
+    worker.tasks += len(lease.tasks)
+    del mesh.leases[lease.id]
+    stage.crew.release(worker, lease, mesh.now, grant=True)
+    mesh.awaken(stage)

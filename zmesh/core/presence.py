@@ -1,0 +1,238 @@
+"""What peers say of themselves, and what their silence says: greetings, credit, exits, lost links.
+
+An agent's word that a process ended is believed; that a link broke or a peer is silent is a reason to wait for it to
+come back, for a while. A busy worker may be silent for as long as its model takes.
+"""
+
+from __future__ import annotations
+
+from zmesh.core import endings
+from zmesh.core.effects import Forget
+from zmesh.core.events import (
+    CreditGranted,
+    DrainAsked,
+    MessageBroken,
+    PeerBeat,
+    PeerGreeted,
+    PeerLeft,
+    PeerUnreachable,
+    SendFailed,
+    Stalled,
+    StatsAsked,
+    WorkerExited,
+)
+from zmesh.core.intake import cancel
+from zmesh.core.mesh import Mesh
+from zmesh.core.peers import Gateway, Peer
+from zmesh.core.snapshot import snapshot_json
+from zmesh.core.stages import StageRecord
+from zmesh.core.tasks import Step
+from zmesh.core.workers import Presence, PresenceStep, Worker
+from zmesh.messages import Ack, Heartbeat, Hello, Stats, Status, Tasks, WorkerState
+
+__all__ = [
+    "end_worker",
+    "on_credit_granted",
+    "on_drain_asked",
+    "on_message_broken",
+    "on_peer_beat",
+    "on_peer_greeted",
+    "on_peer_left",
+    "on_peer_unreachable",
+    "on_send_failed",
+    "on_stalled",
+    "on_stats_asked",
+    "on_worker_exited",
+    "sweep",
+]
+
+
+def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
+    peer, former = mesh.directory.greet(event, mesh.now)
+    if isinstance(peer, Worker):
+        peer.total = peer.used = len(event.message.running) + len(event.message.waiting)
+        if isinstance(former, Worker):
+            _carry_over(mesh, former, peer, event.message)
+        mesh.stages[peer.stage].crew.join(peer)
+    elif isinstance(peer, Gateway) and former is not None:
+        for task in mesh.tasks.values():
+            if task.gateway is former:
+                task.gateway = peer
+
+
+def _carry_over(mesh: Mesh, former: Worker, peer: Worker, hello: Hello) -> None:
+    """The leases that a worker still holds live on in its new session; the others were lost on the way."""
+    if hello.epoch == mesh.directory.epoch:
+        answered = set(hello.answered)
+        for lease_id in [*hello.running, *hello.waiting, *hello.answered]:
+            lease = former.leases.pop(lease_id, None)
+            if lease is not None:
+                lease.worker = peer
+                lease.is_free = lease_id in answered
+                peer.leases[lease_id] = lease
+    stage = mesh.stages[former.stage]
+    for lease in reversed(list(former.leases.values())):
+        endings.unmake_lease(mesh, stage, lease)
+    former.take(PresenceStep.END)
+    stage.crew.part(former)
+    mesh.awaken(stage)
+
+
+def on_credit_granted(mesh: Mesh, event: CreditGranted) -> None:
+    worker = mesh.directory.known(event, Worker, mesh.now)
+    if worker is None:
+        return
+    credit, stage = event.message, mesh.stages[worker.stage]
+    worker.total = max(worker.total, credit.total)
+    if credit.state is WorkerState.READY and worker.presence <= Presence.READY:
+        worker.take(PresenceStep.READY)
+        stage.was_ready, stage.failing = True, None
+    elif credit.state is WorkerState.DRAINING and worker.presence <= Presence.DRAINING:
+        worker.take(PresenceStep.DRAIN)
+    stage.crew.sort(worker)
+    mesh.awaken(stage)
+
+
+def on_worker_exited(mesh: Mesh, event: WorkerExited) -> None:
+    """EXITED overtakes RESULTS, so the last results of the process get a moment to arrive."""
+    agent = mesh.directory.known(event, Peer, mesh.now)
+    if agent is None:
+        return
+    exited = event.message
+    mesh.tell(agent, Ack([], [exited.peer]))
+    for stage in mesh.stages:
+        if stage.plan.name == exited.stage and exited.failing:
+            _fail_stage(mesh, stage, exited.reason)
+    worker = mesh.directory.worker_of(exited.peer)
+    if worker is None or worker.exit is not None:
+        return
+    worker.exit = exited
+    stage = mesh.stages[worker.stage]
+    stage.counts.exits += 1
+    worker.take(PresenceStep.EXIT)
+    stage.crew.sort(worker)
+    mesh.exiting.append((mesh.now + mesh.limits.exit_grace_seconds, worker))
+
+
+def _fail_stage(mesh: Mesh, stage: StageRecord, reason: str) -> None:
+    """Its workers do not start: say so at once to those who wait, and to those who come."""
+    if stage.crew.ready():
+        return
+    lines = reason.strip().splitlines() or ["for an unknown reason"]
+    stage.failing = f"stage {stage.plan.name} does not start: {lines[-1]}"
+    mesh.report("error", stage.failing)
+    for task in stage.queue.living():
+        mesh.close(task, Step.FAIL, int(Status.UNAVAILABLE), stage.failing.encode())
+
+
+def end_worker(mesh: Mesh, worker: Worker) -> None:
+    """Nothing more is expected of this session; what it holds is given to others."""
+    if worker.presence is Presence.GONE:
+        return
+    stage = mesh.stages[worker.stage]
+    held = [task.id for lease in worker.leases.values() for task in lease.tasks]
+    mesh.remember("lost with", f"{stage.plan.name}/{worker.worker_id}", held)
+    for lease in reversed(list(worker.leases.values())):
+        endings.end_lease(mesh, stage, lease)
+    worker.take(PresenceStep.END)
+    stage.crew.part(worker)
+    mesh.directory.close(worker)
+    mesh.effects.append(Forget(worker.address))
+    mesh.awaken(stage)
+
+
+def _end_peer(mesh: Mesh, peer: Peer) -> None:
+    """A gateway or an agent is gone for good; nobody waits for that gateway's tasks any more."""
+    mesh.directory.close(peer)
+    mesh.effects.append(Forget(peer.address))
+    cancel(mesh, [task for task in mesh.tasks.values() if task.gateway is peer], "its gateway is gone")
+
+
+def on_peer_left(mesh: Mesh, event: PeerLeft) -> None:
+    peer = mesh.directory.known(event, Peer, mesh.now)
+    if isinstance(peer, Worker):
+        end_worker(mesh, peer)
+    elif peer is not None:
+        _end_peer(mesh, peer)
+
+
+def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
+    peer = mesh.directory.at(event.address)
+    if peer is None:
+        return
+    if peer.lost_at is None:
+        peer.lost_at = mesh.now
+    if isinstance(peer, Worker):
+        peer.take(PresenceStep.LOSE)
+        mesh.stages[peer.stage].crew.sort(peer)
+
+
+def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
+    """An unsent TASKS un-makes its lease; everything else is said again by its own timer."""
+    worker = mesh.directory.at(event.address)
+    if isinstance(worker, Worker) and isinstance(event.message, Tasks):
+        lease = worker.leases.get(event.message.lease)
+        if lease is not None:
+            stage = mesh.stages[worker.stage]
+            endings.unmake_lease(mesh, stage, lease)
+            worker.used -= 1
+            stage.crew.sort(worker)
+            mesh.awaken(stage)
+
+
+def on_peer_beat(mesh: Mesh, event: PeerBeat) -> None:
+    mesh.directory.known(event, Peer, mesh.now)
+
+
+def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
+    peer = mesh.directory.known(event, Peer, mesh.now)
+    if peer is not None:
+        mesh.tell(peer, Stats(snapshot_json(mesh)))
+
+
+def on_drain_asked(mesh: Mesh, event: DrainAsked) -> None:
+    if mesh.directory.known(event, Peer, mesh.now) is not None:
+        mesh.draining = True
+
+
+def on_message_broken(mesh: Mesh, event: MessageBroken) -> None:
+    mesh.directory.strike(event.address, event.reason, mesh.now)
+
+
+def on_stalled(mesh: Mesh, event: Stalled) -> None:
+    """We did not run: silence and the age of leases in that time prove nothing. Request deadlines do not move."""
+    mesh.directory.forgive(event.gap_seconds)
+    for lease in mesh.leases.values():
+        lease.started += event.gap_seconds
+
+
+def sweep(mesh: Mesh) -> None:
+    """Once per heartbeat: what silence and time have done."""
+    now, limits = mesh.now, mesh.limits
+    for peer in list(mesh.directory.sessions.values()):
+        if isinstance(peer, Worker):
+            _sweep_worker(mesh, peer)
+        else:
+            since = peer.heard if peer.lost_at is None else min(peer.heard, peer.lost_at)
+            if now - since >= limits.dead_seconds:
+                _end_peer(mesh, peer)
+        if peer.session in mesh.directory.sessions and now - peer.told >= limits.heartbeat_seconds:
+            mesh.tell(peer, Heartbeat(mesh.directory.epoch, 0, []))
+
+
+def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
+    now, limits, stage = mesh.now, mesh.limits, mesh.stages[worker.stage]
+    if worker.presence is Presence.EXITING:
+        return
+    lost = worker.lost_at is not None and now - worker.lost_at >= limits.hello_grace_seconds
+    if lost or (not worker.leases and now - worker.heard >= limits.dead_seconds):
+        end_worker(mesh, worker)
+        return
+    oldest = worker.oldest()
+    longest = stage.lease_seconds(limits.lease_seconds_min, limits.lease_service_factor)
+    if oldest is not None and not oldest.hedged and stage.plan.retry and now - oldest.started >= longest:
+        endings.hedge_lease(mesh, stage, oldest)
+        mesh.awaken(stage)
+    if worker.acks:
+        acks, worker.acks = worker.acks, []
+        mesh.tell(worker, Ack(acks, []))

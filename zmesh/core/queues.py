@@ -1,0 +1,101 @@
+"""One bounded queue per stage, by count and bytes, and the suspects beside it.
+
+A task that is cancelled, expires or is answered by a late result while it waits is not searched for: it is DONE, its
+count is taken off at once, and whoever cuts a batch steps over it. When more dead than living lie in the queue it is
+rebuilt, so memory follows the living.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from zmesh.core.tasks import Task, TaskState
+
+__all__ = ["StageQueue"]
+
+SWEEP_MIN = 64  # dead entries below this number are not worth a rebuild
+
+
+class StageQueue:
+    """First come, first served; what came back goes to the front."""
+
+    __slots__ = ("_index", "_queue", "_suspects", "bytes", "suspects", "waiting")
+
+    def __init__(self, index: int) -> None:
+        self._index = index  # of the stage
+        self._queue: deque[Task] = deque()
+        self._suspects: deque[Task] = deque()
+        self.waiting = 0  # living tasks in the ordinary queue
+        self.suspects = 0  # living suspects
+        self.bytes = 0  # of both
+
+    def push(self, tasks: Sequence[Task]) -> None:
+        """To the back, in order."""
+        self._queue.extend(tasks)
+        self.waiting += len(tasks)
+        self.bytes += sum([task.size for task in tasks])
+
+    def push_front(self, tasks: Sequence[Task]) -> None:
+        """To the front, keeping their order."""
+        self._queue.extendleft(reversed(tasks))
+        self.waiting += len(tasks)
+        self.bytes += sum([task.size for task in tasks])
+
+    def push_suspect(self, task: Task) -> None:
+        self._suspects.append(task)
+        self.suspects += 1
+        self.bytes += task.size
+
+    def leave(self, task: Task) -> None:
+        """Take a waiting task off the count, just before it takes the step that ends its waiting here."""
+        if task.state is TaskState.SUSPECT:
+            self.suspects -= 1
+        else:
+            self.waiting -= 1
+        self.bytes -= task.size
+
+    def sweep(self) -> None:
+        """Rebuild a queue of which most entries are dead."""
+        for name, living in (("_queue", self.waiting), ("_suspects", self.suspects)):
+            queue: deque[Task] = getattr(self, name)
+            if len(queue) - living > max(SWEEP_MIN, living):
+                setattr(self, name, deque([task for task in queue if self._is_here(task)]))
+
+    def oldest(self) -> float:
+        """When the task at the head arrived here. Only when one waits."""
+        queue = self._queue
+        while not self._is_here(queue[0]):
+            queue.popleft()
+        return queue[0].arrived
+
+    def cut(self, size: int) -> list[Task]:
+        """Up to `size` living tasks from the front; their states are the caller's to change."""
+        queue = self._queue
+        batch: list[Task] = []
+        bytes_cut = 0
+        while len(batch) < size and queue:
+            task = queue.popleft()
+            if self._is_here(task):
+                batch.append(task)
+                bytes_cut += task.size
+        self.waiting -= len(batch)
+        self.bytes -= bytes_cut
+        return batch
+
+    def cut_suspect(self) -> Task:
+        """The first living suspect. Only when there is one."""
+        while True:
+            task = self._suspects.popleft()
+            if self._is_here(task):
+                self.suspects -= 1
+                self.bytes -= task.size
+                return task
+
+    def living(self) -> Iterable[Task]:
+        """Everything that waits here, for invariants and for a stage that gives up."""
+        return [task for queue in (self._queue, self._suspects) for task in queue if self._is_here(task)]
+
+    def _is_here(self, task: Task) -> bool:
+        state = task.state
+        return (state is TaskState.QUEUED or state is TaskState.SUSPECT) and task.route.stages[task.hop] == self._index

@@ -1,0 +1,78 @@
+"""What an operator may see: the broker's state as one JSON text, for `/mesh`, `/readyz` and `/metrics`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from zmesh.core.workers import Presence, Worker
+
+if TYPE_CHECKING:
+    from zmesh.core.mesh import Mesh
+    from zmesh.core.stages import StageRecord
+
+__all__ = ["snapshot_json"]
+
+
+def snapshot_json(mesh: Mesh) -> str:
+    """Counts, queues, workers and routes. Numbers of events only grow while the broker lives."""
+    stages = mesh.stages
+    routes = [
+        {
+            "path": route.path,
+            "stages": [stages[index].plan.name for index in route.stages],
+            "ready": all(stages[index].crew.ready() for index in route.stages),
+        }
+        for route in mesh.routes.values()
+    ]
+    directory = mesh.directory
+    return json.dumps(
+        {
+            "broker": directory.broker.hex(),
+            "epoch": directory.epoch,
+            "draining": mesh.draining,
+            "tasks": len(mesh.tasks),
+            "task_bytes": mesh.task_bytes,
+            "stages": [_stage(stage) for stage in stages],
+            "routes": routes,
+            "counters": {
+                "late": mesh.late,
+                "malformed": directory.malformed,
+                "refused_peers": directory.refused,
+                "peers": len(directory.sessions),
+            },
+        }
+    )
+
+
+def _stage(stage: StageRecord) -> dict[str, object]:
+    counts = {name: value for name, value in asdict(stage.counts).items() if name != "released"}
+    counts |= {f"released_{reason.value}": count for reason, count in stage.counts.released.items()}
+    return {
+        "name": stage.plan.name,
+        "queued": stage.queue.waiting,
+        "suspects": stage.queue.suspects,
+        "queued_bytes": stage.queue.bytes,
+        "leased": stage.leased,
+        "ready_workers": stage.crew.ready(),
+        "was_ready": stage.was_ready,
+        "failing": stage.failing,
+        "workers": [_worker(worker) for worker in stage.crew.workers.values()],
+        "counters": counts,
+        "batch_size": stage.batch_size.snapshot(),
+        "batch_seconds": stage.batch_seconds.snapshot(),
+        "queue_seconds": stage.queue_seconds.snapshot(),
+    }
+
+
+def _worker(worker: Worker) -> dict[str, object]:
+    return {
+        "worker_id": worker.worker_id,
+        "host": worker.host,
+        "pid": worker.pid,
+        "state": Presence(worker.presence).name.lower(),
+        "leases": len(worker.leases),
+        "batches": worker.batches,
+        "tasks": worker.tasks,
+    }

@@ -1,0 +1,147 @@
+"""One stage as the dispatcher sees it: its queue, its crew, its sense of time, and what it has counted.
+
+`choose` is the whole of the batching policy that concerns workers: who gets how many, now, or when to ask again. What
+the clock says about a partial batch is the `Batcher`'s business.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from zmesh.config import StagePlan
+from zmesh.core.batching import Batcher, Release
+from zmesh.core.queues import StageQueue
+from zmesh.core.tasks import Task
+from zmesh.core.workers import Crew, Worker
+
+__all__ = ["Choice", "Histogram", "StageCounts", "StageRecord"]
+
+SIZE_BOUNDS = tuple(float(2**power) for power in range(11))
+SECONDS_BOUNDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s
+
+
+class Histogram:
+    """Counts between fixed bounds (`le`), and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    def snapshot(self) -> dict[str, object]:
+        return {"bounds": self.bounds, "counts": self.counts, "sum": self.sum}
+
+
+@dataclass(slots=True)
+class StageCounts:
+    """What happened since the broker started; only ever grows."""
+
+    tasks_ok: int = 0
+    tasks_error: int = 0
+    batches: int = 0
+    attempts: int = 0
+    deaths: int = 0  # charged
+    exits: int = 0  # worker processes that ended for whatever reason
+    returned: int = 0  # tasks whose lease ended without a result
+    poisoned: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    shed: int = 0
+    released: dict[Release, int] = field(default_factory=lambda: dict.fromkeys(Release, 0))
+
+
+class Choice(NamedTuple):
+    worker: Worker
+    size: int
+    reason: Release
+    suspect: bool
+
+
+class StageRecord:
+    """Mutable, owned by the dispatcher."""
+
+    def __init__(self, plan: StagePlan, index: int) -> None:
+        self.plan, self.index = plan, index
+        self.queue = StageQueue(index)
+        self.crew = Crew()
+        self.batcher = Batcher(plan.max_batch_size, plan.max_wait_ms / 1000, plan.batching)
+        self.counts = StageCounts()
+        self.batch_size = Histogram(SIZE_BOUNDS)
+        self.batch_seconds = Histogram(SECONDS_BOUNDS)
+        self.queue_seconds = Histogram(SECONDS_BOUNDS)
+        self.leased = 0  # tasks with workers
+        self.failing: str | None = None
+        self.was_ready = False
+        self.wake: float | None = None  # when to ask `choose` again though nothing happens
+        self._suspect_turn = True
+
+    def choose(self, now: float) -> Choice | None:
+        """Who gets how many tasks now; None for nobody (then `wake` may say when to ask again)."""
+        self.wake = None
+        queue, crew = self.queue, self.crew
+        waiting = queue.waiting
+        if queue.suspects and (self._suspect_turn or not waiting):
+            worker = crew.longest_idle()
+            if worker is not None:
+                self._suspect_turn = False
+                return Choice(worker, 1, Release.SINGLE, True)
+        self._suspect_turn = True
+        if not waiting:
+            return None
+        most = self.plan.max_batch_size
+        worker = crew.longest_idle()
+        if waiting >= most:
+            worker = worker or self._busy_worker(now)
+            reason = Release.SINGLE if most == 1 else Release.FULL
+            return None if worker is None else Choice(worker, most, reason, False)
+        if worker is None:
+            return None
+        return self._partial(worker, waiting, now)
+
+    def _busy_worker(self, now: float) -> Worker | None:
+        """Full batches go one ahead, where that does not hold them up."""
+        if not self.batcher.prefetch_pays():
+            return None
+        return self.crew.next_free(now, self.batcher.service)
+
+    def _partial(self, worker: Worker, waiting: int, now: float) -> Choice | None:
+        crew, batcher = self.crew, self.batcher
+        oldest = self.queue.oldest()
+        others = len(crew.idle) - 1
+        finish = crew.earliest_finish(batcher.service)
+        due = batcher.due(now, waiting, oldest, worker.idle_since, others, finish)
+        if due > now:
+            self.wake = due
+            return None
+        size = -(-waiting // (others + 1)) if self.plan.spread else waiting
+        return Choice(worker, size, batcher.reason(now, waiting, oldest, worker.idle_since), False)
+
+    def count_lease(self, batch: list[Task], reason: Release, now: float) -> None:
+        """A batch leaves; its tasks' time in the queue is over."""
+        counts, queue_seconds = self.counts, self.queue_seconds
+        counts.batches += 1
+        counts.attempts += len(batch)
+        counts.released[reason] += 1
+        self.batch_size.add(float(len(batch)))
+        for task in batch:
+            waited = now - task.arrived
+            task.queue_us += int(waited * 1e6)
+            queue_seconds.add(waited)
+
+    def least_remaining(self, now: float) -> float:
+        """Seconds a task must have left to be worth leasing: 0 unless the stage is sure that it cannot make it."""
+        if self.crew.idle:
+            return 0.0
+        return self.batcher.shortest(now) or 0.0
+
+    def lease_seconds(self, least: float, factor: float) -> float:
+        """How long the oldest lease of a worker may run before its tasks are tried elsewhere as well."""
+        return max(least, factor * self.batcher.service)

@@ -1,0 +1,166 @@
+"""A task's life, as a table.
+
+Rule 1: every state, and every step between states, is in TASK_STEPS; nothing else assigns `Task.state`.
+Rule 2: this file knows no worker, no socket and no clock.
+Rule 3: a task is the only thing that lives from SUBMIT to REPLY, one object for one request.
+
+A task waits (QUEUED), is with a worker (LEASED), waits for the next stage (QUEUED again) and is answered (DONE). One
+that was running when a process died of it is a SUSPECT: it waits apart, runs alone, and costs nobody else a thing. A late
+success moves a task on from wherever it is, which is why ADVANCE and FINISH are legal while it waits.
+
+The diagram in docs/states.md is drawn from the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from zmesh.messages import Context, Payload, State, TaskId
+
+if TYPE_CHECKING:
+    from zmesh.core.peers import Gateway
+    from zmesh.core.workers import Lease
+
+__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState"]
+
+
+class TaskState(IntEnum):
+    QUEUED = 0
+    SUSPECT = 1
+    LEASED = 2
+    DONE = 3
+
+
+class Step(IntEnum):
+    LEASE = 0  # queue → worker
+    RETURN = 1  # its lease ended without a result, through no fault of its own
+    BLAME = 2  # a process died while running it
+    ADVANCE = 3  # this stage is done, on to the next
+    FINISH = 4  # the last stage is done
+    FAIL = 5  # it deserves an error
+    EXPIRE = 6  # its deadline passed while it waited
+    CANCEL = 7  # nobody wants the answer
+    POISON = 8  # it killed its worker too often, alone
+
+
+TASK_STEPS: Mapping[TaskState, Mapping[Step, TaskState]] = {
+    TaskState.QUEUED: {
+        Step.LEASE: TaskState.LEASED,
+        Step.ADVANCE: TaskState.QUEUED,
+        Step.FINISH: TaskState.DONE,
+        Step.FAIL: TaskState.DONE,
+        Step.EXPIRE: TaskState.DONE,
+        Step.CANCEL: TaskState.DONE,
+    },
+    TaskState.SUSPECT: {
+        Step.LEASE: TaskState.LEASED,
+        Step.ADVANCE: TaskState.QUEUED,
+        Step.FINISH: TaskState.DONE,
+        Step.FAIL: TaskState.DONE,
+        Step.EXPIRE: TaskState.DONE,
+        Step.CANCEL: TaskState.DONE,
+    },
+    TaskState.LEASED: {
+        Step.RETURN: TaskState.QUEUED,
+        Step.BLAME: TaskState.SUSPECT,
+        Step.ADVANCE: TaskState.QUEUED,
+        Step.FINISH: TaskState.DONE,
+        Step.FAIL: TaskState.DONE,
+        Step.CANCEL: TaskState.DONE,
+        Step.POISON: TaskState.DONE,
+    },
+    TaskState.DONE: {},
+}
+
+
+class Route:
+    """A named path: the indexes of its stages, in order, and the flags of a task at each of them."""
+
+    __slots__ = ("flags", "path", "stages")
+
+    def __init__(self, path: str, stages: tuple[int, ...]) -> None:
+        last = len(stages) - 1
+        self.path, self.stages = path, stages
+        self.flags = tuple(
+            int((State.INGRESS if hop == 0 else 0) | (State.EGRESS if hop == last else 0)) for hop in range(len(stages))
+        )
+
+
+class Task:
+    """One request's unit of work. Times are seconds on the dispatcher's clock, `size` is bytes of payload."""
+
+    __slots__ = (
+        "alone_deaths",
+        "arrived",
+        "attempt",
+        "compute_us",
+        "context",
+        "deadline",
+        "deaths",
+        "gateway",
+        "hop",
+        "id",
+        "kind",
+        "lease",
+        "payload",
+        "queue_us",
+        "returns",
+        "route",
+        "size",
+        "state",
+    )
+
+    def __init__(
+        self,
+        id: TaskId,
+        route: Route,
+        gateway: Gateway,
+        payload: Payload,
+        kind: int,
+        deadline: float,
+        arrived: float,
+        context: Context | None,
+    ) -> None:
+        self.id = id
+        self.route = route
+        self.gateway = gateway
+        self.payload = payload
+        self.kind = kind
+        self.deadline = deadline
+        self.arrived = arrived  # at this stage's queue
+        self.context = context
+        self.size = len(payload)
+        self.state = TaskState.QUEUED
+        self.hop = 0
+        self.attempt = 1
+        self.deaths = 0  # charged at this stage
+        self.alone_deaths = 0  # of those, as the only row of its lease
+        self.returns = 0
+        self.queue_us = 0
+        self.compute_us = 0
+        self.lease: Lease | None = None  # the one that counts
+
+    @property
+    def stage(self) -> int:
+        return self.route.stages[self.hop]
+
+    @property
+    def is_last_hop(self) -> bool:
+        return self.hop + 1 == len(self.route.stages)
+
+    def take(self, step: Step) -> None:
+        """The only assignment of `state`; a step that is not in the table is a bug of ours."""
+        following = TASK_STEPS[self.state].get(step)
+        assert following is not None, f"task {self.id:x}: no {step.name} from {self.state.name}"
+        self.state = following
+
+    def move_on(self, payload: Payload, kind: int, now: float) -> None:
+        """To the queue of the next stage, with this stage's result; deaths belong to a stage and are forgotten."""
+        self.take(Step.ADVANCE)
+        self.hop += 1
+        self.payload, self.kind, self.size = payload, kind, len(payload)
+        self.arrived = now
+        self.attempt, self.deaths, self.alone_deaths, self.returns = 1, 0, 0, 0
+        self.lease = None

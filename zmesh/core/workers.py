@@ -1,0 +1,225 @@
+"""Workers of one stage: presence, credit and leases.
+
+`Credit` is a worker's promise, a `Lease` the broker's. A worker says how many leases it wants in total since its HELLO;
+what it was given, and what it brought along, is used up; a lease that completes grants one more by itself. So free
+credit is `total - used`, and no message about it can be counted twice.
+
+A crew keeps its workers in three orders, each a dict that costs the same with one worker and with a thousand: idle (the
+longest idle first), ahead (busy with credit left) and busy (the earliest expected to finish first).
+
+The steps of a worker's presence are a table; docs/states.md is drawn from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from zmesh.core.events import Address
+from zmesh.core.peers import Peer
+from zmesh.core.tasks import Task
+from zmesh.messages import Exited, Hello, LeaseId, SessionId
+
+__all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
+
+OVERDUE_FACTOR = 1.5  # past so many times its expected time a busy worker is given nothing ahead
+
+
+class Presence(IntEnum):
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+    LOST = 3  # its connection is gone, its process perhaps not
+    EXITING = 4  # its process is gone, its last results perhaps still on their way
+    GONE = 5
+
+
+class PresenceStep(IntEnum):
+    READY = 0
+    DRAIN = 1
+    LOSE = 2  # EHOSTUNREACH
+    EXIT = 3  # its agent saw the process end
+    END = 4  # nothing more is expected of it
+
+
+PRESENCE_STEPS: Mapping[Presence, Mapping[PresenceStep, Presence]] = {
+    Presence.STARTING: {
+        PresenceStep.READY: Presence.READY,
+        PresenceStep.DRAIN: Presence.DRAINING,
+        PresenceStep.LOSE: Presence.LOST,
+        PresenceStep.EXIT: Presence.EXITING,
+        PresenceStep.END: Presence.GONE,
+    },
+    Presence.READY: {
+        PresenceStep.READY: Presence.READY,
+        PresenceStep.DRAIN: Presence.DRAINING,
+        PresenceStep.LOSE: Presence.LOST,
+        PresenceStep.EXIT: Presence.EXITING,
+        PresenceStep.END: Presence.GONE,
+    },
+    Presence.DRAINING: {
+        PresenceStep.DRAIN: Presence.DRAINING,
+        PresenceStep.LOSE: Presence.LOST,
+        PresenceStep.EXIT: Presence.EXITING,
+        PresenceStep.END: Presence.GONE,
+    },
+    Presence.LOST: {
+        PresenceStep.LOSE: Presence.LOST,
+        PresenceStep.EXIT: Presence.EXITING,
+        PresenceStep.END: Presence.GONE,
+    },
+    Presence.EXITING: {
+        PresenceStep.LOSE: Presence.EXITING,
+        PresenceStep.EXIT: Presence.EXITING,
+        PresenceStep.END: Presence.GONE,
+    },
+    Presence.GONE: {},
+}
+
+
+class Lease:
+    """A batch in a worker's hands. Row `i` is `tasks[i]` as long as that task's own `lease` is this one."""
+
+    __slots__ = ("answered", "hedged", "id", "is_free", "is_open", "left", "started", "suspect", "tasks", "worker")
+
+    def __init__(self, id: LeaseId, worker: Worker, tasks: list[Task], suspect: bool) -> None:
+        self.id, self.worker, self.tasks, self.suspect = id, worker, tasks, suspect
+        self.left = len(tasks)  # rows without a status
+        self.answered = bytearray(len(tasks))
+        self.started = 0.0  # when it became its worker's oldest
+        self.hedged = False  # it ran too long, and its rows were given to others as well
+        self.is_open = True
+        self.is_free = False  # answered before its worker's HELLO: it costs and grants no credit there
+
+
+class Worker(Peer):
+    """One running copy of a stage, in one session."""
+
+    __slots__ = (
+        "acks",
+        "batches",
+        "exit",
+        "idle_since",
+        "leases",
+        "presence",
+        "stage",
+        "tasks",
+        "total",
+        "used",
+        "worker_id",
+    )
+
+    def __init__(self, session: SessionId, address: Address, hello: Hello, stage: int, now: float) -> None:
+        super().__init__(session, address, hello, now)
+        self.stage = stage
+        self.worker_id = hello.worker_id
+        self.presence = Presence.STARTING
+        self.total = 0  # leases wanted since HELLO
+        self.used = 0  # leases given since HELLO, and those brought along
+        self.leases: dict[LeaseId, Lease] = {}  # in the order they were given
+        self.idle_since = now
+        self.acks: list[LeaseId] = []
+        self.exit: Exited | None = None
+        self.batches = 0
+        self.tasks = 0
+
+    def take(self, step: PresenceStep) -> None:
+        following = PRESENCE_STEPS[self.presence].get(step)
+        assert following is not None, f"worker {self.worker_id}: no {step.name} from {self.presence.name}"
+        self.presence = following
+
+    @property
+    def credit(self) -> int:
+        return self.total - self.used
+
+    def oldest(self) -> Lease | None:
+        """What it runs now."""
+        return next(iter(self.leases.values()), None)
+
+
+class Crew:
+    """The workers of one stage that can be given work, and when."""
+
+    __slots__ = ("ahead", "busy", "idle", "workers")
+
+    def __init__(self) -> None:
+        self.workers: dict[SessionId, Worker] = {}
+        self.idle: dict[SessionId, Worker] = {}
+        self.ahead: dict[SessionId, Worker] = {}
+        self.busy: dict[SessionId, Worker] = {}
+
+    def join(self, worker: Worker) -> None:
+        self.workers[worker.session] = worker
+        self.sort(worker)
+
+    def part(self, worker: Worker) -> None:
+        self.workers.pop(worker.session, None)
+        self.idle.pop(worker.session, None)
+        self.ahead.pop(worker.session, None)
+        self.busy.pop(worker.session, None)
+
+    def ready(self) -> int:
+        """How many workers could run a batch, now or after what they hold."""
+        return sum(worker.presence is Presence.READY for worker in self.workers.values())
+
+    def sort(self, worker: Worker) -> None:
+        """Put a worker where its leases and its credit belong; it keeps its place if that did not change."""
+        session = worker.session
+        usable = worker.presence is Presence.READY and worker.credit > 0
+        if worker.leases:
+            self.idle.pop(session, None)
+            self.busy.setdefault(session, worker)
+            if usable and not next(iter(worker.leases.values())).suspect:
+                self.ahead.setdefault(session, worker)
+            else:
+                self.ahead.pop(session, None)
+        else:
+            self.busy.pop(session, None)
+            self.ahead.pop(session, None)
+            if usable:
+                self.idle.setdefault(session, worker)
+            else:
+                self.idle.pop(session, None)
+
+    def spend(self, worker: Worker, lease: Lease, now: float) -> None:
+        """A lease is given: it takes one credit."""
+        assert worker.credit > 0, "never above credit"
+        worker.used += 1
+        if not worker.leases:
+            lease.started = now
+        worker.leases[lease.id] = lease
+        self.sort(worker)
+
+    def release(self, worker: Worker, lease: Lease, now: float, grant: bool) -> None:
+        """A lease is over. One that was finished grants a new one; the next in the worker's hands starts its clock."""
+        lease.is_open = False
+        was_oldest = worker.oldest() is lease
+        del worker.leases[lease.id]
+        if grant and not lease.is_free:
+            worker.total += 1
+        if was_oldest:
+            self.busy.pop(worker.session, None)
+            self.ahead.pop(worker.session, None)
+            following = worker.oldest()
+            if following is not None:
+                following.started = now
+            else:
+                worker.idle_since = now
+        self.sort(worker)
+
+    def longest_idle(self) -> Worker | None:
+        return next(iter(self.idle.values()), None)
+
+    def next_free(self, now: float, service: float) -> Worker | None:
+        """The busy worker with credit that is expected to finish first, unless it is overdue."""
+        for worker in self.ahead.values():
+            oldest = worker.oldest()
+            if oldest is not None and (service <= 0 or now - oldest.started <= OVERDUE_FACTOR * service):
+                return worker
+        return None
+
+    def earliest_finish(self, service: float) -> float | None:
+        """When the first of the busy workers is expected to be free; None when all are idle."""
+        first = next(iter(self.busy.values()), None)
+        oldest = first.oldest() if first else None
+        return oldest.started + service if oldest else None

@@ -1,0 +1,80 @@
+"""A program's way to its broker without an event loop: one DEALER that is made anew on demand and never waits.
+
+What cannot be sent at once is parked and goes out first, in order. The owner tries again by `flush` every few
+milliseconds while something is parked, since a socket tells of room only when it is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from zmesh.config import Limits
+from zmesh.core.events import Heard
+from zmesh.errors import WireError
+from zmesh.messages import Hello, Message, SessionId
+from zmesh.transport import Context, Dealer, Frames, Poller
+from zmesh.wire import decode, encode
+
+__all__ = ["PARKED_MAX", "RETRY_SECONDS", "Line"]
+
+PARKED_MAX = 4096  # messages; with a broker that reads it is a handful
+RETRY_SECONDS = 0.005
+
+log = logging.getLogger("zmesh.line")
+
+
+class Line:
+    """`connect` before anything else. Belongs to one thread."""
+
+    def __init__(self, context: Context, endpoint: str, poller: Poller, limits: Limits) -> None:
+        self._context, self._endpoint, self._poller, self._limits = context, endpoint, poller, limits
+        self._dealer: Dealer | None = None
+        self._parked: deque[Frames] = deque()
+
+    @property
+    def is_parking(self) -> bool:
+        return bool(self._parked)
+
+    @property
+    def is_overfull(self) -> bool:
+        """The broker has not read for so long that the connection is worth nothing."""
+        return len(self._parked) >= PARKED_MAX
+
+    def connect(self) -> None:
+        """A fresh socket; whatever was parked for the former one is forgotten."""
+        self.disconnect()
+        self._dealer = self._context.dealer(self._endpoint)
+        self._poller.watch(self._dealer)
+
+    def disconnect(self, linger_ms: int = 0) -> None:
+        """With `linger_ms`, what was handed to the socket may still leave in that time."""
+        self._parked.clear()
+        if self._dealer is not None:
+            self._poller.forget(self._dealer)
+            self._dealer.close(linger_ms)
+            self._dealer = None
+
+    def send(self, session: SessionId, message: Message) -> None:
+        if self._dealer is None:
+            return
+        if type(message) is Hello:
+            self._parked.clear()  # nothing else can be there before a session, and one greeting is enough
+        frames = encode(message, session)
+        if self._parked or not self._dealer.send(frames):
+            self._parked.append(frames)
+
+    def flush(self) -> None:
+        """Send what is parked, as far as there is room."""
+        while self._parked and self._dealer is not None and self._dealer.send(self._parked[0]):
+            self._parked.popleft()
+
+    def receive(self) -> list[Heard]:
+        """Everything there is now."""
+        heard: list[Heard] = []
+        while self._dealer is not None and (frames := self._dealer.receive()) is not None:
+            try:
+                heard.append(Heard(*decode(frames, self._limits)))
+            except WireError as error:
+                log.error("a message from the broker cannot be read and is dropped: %s", error)
+        return heard

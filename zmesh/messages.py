@@ -1,0 +1,371 @@
+"""What peers say to each other: the messages of zmesh/1, the ids they use, and the words inside them.
+
+A message is a frozen value without behaviour. `wire.py` turns it into frames and back, the core decides with it,
+programs carry it. Many tasks travel in one message, in *columns*: one list per field, all of the same length, so that
+a batch is packed and unpacked by one call in C.
+
+Numbers of messages and statuses are part of the wire: append, never renumber.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import NewType, TypeAlias
+
+__all__ = [
+    "HTTP_STATUS",
+    "PROTOCOL_VERSION",
+    "Ack",
+    "Cancel",
+    "Columns",
+    "Context",
+    "Credit",
+    "Drain",
+    "Exited",
+    "Goodbye",
+    "Heartbeat",
+    "Hello",
+    "Kill",
+    "Kind",
+    "LeaseId",
+    "Message",
+    "Payload",
+    "PeerId",
+    "Phase",
+    "Refuse",
+    "RefuseCode",
+    "Reply",
+    "Results",
+    "Role",
+    "SessionId",
+    "State",
+    "Stats",
+    "Status",
+    "Submit",
+    "TaskId",
+    "Tasks",
+    "Welcome",
+    "WorkerBeat",
+    "WorkerState",
+]
+
+PROTOCOL_VERSION = 1
+
+TaskId = NewType("TaskId", int)
+"""64 bits: the high 32 are random per gateway process, the low 32 count from 0."""
+LeaseId = NewType("LeaseId", int)
+"""Counts from 1 within one epoch of a broker; fences late answers."""
+SessionId = NewType("SessionId", int)
+"""Random 64 bits, given by WELCOME; 0 before it."""
+PeerId = NewType("PeerId", bytes)
+"""16 random bytes, drawn at process start and never stored."""
+
+Payload: TypeAlias = bytes | memoryview
+Context: TypeAlias = Mapping[str, str]
+"""What travels beside a task and is never interpreted: `request_id`, `traceparent`, allowed headers."""
+
+
+class State(IntFlag):
+    """Where a task stands on its route; `INGRESS | EGRESS` is a route of one stage."""
+
+    INGRESS = 1
+    EGRESS = 2
+
+
+class Status(IntEnum):
+    """The outcome of one item."""
+
+    OK = 0
+    BAD_REQUEST = 1
+    TIMEOUT = 2
+    TOO_LARGE = 3
+    VALIDATION = 4
+    SHED = 5
+    CANCELLED = 6
+    INTERNAL = 7
+    POISONED = 8
+    UNAVAILABLE = 9
+    AGAIN = (
+        10  # never reaches a client: the gateway keeps the task and submits it again
+    )
+
+
+HTTP_STATUS: Mapping[Status, int] = {
+    Status.OK: 200,
+    Status.BAD_REQUEST: 400,
+    Status.TIMEOUT: 408,
+    Status.TOO_LARGE: 413,
+    Status.VALIDATION: 422,
+    Status.SHED: 429,
+    Status.CANCELLED: 499,
+    Status.INTERNAL: 500,
+    Status.POISONED: 500,
+    Status.UNAVAILABLE: 503,
+}
+
+
+class Kind(IntEnum):
+    """How a payload travels."""
+
+    INLINE = 0
+    REFERENCE = 1  # any host can open it
+    HOST_BOUND = 2  # only the producer's host can
+
+
+class Role(IntEnum):
+    GATEWAY = 1
+    AGENT = 2
+    WORKER = 3
+    ADMIN = 4
+
+
+class WorkerState(IntEnum):
+    """What a worker says of itself in CREDIT."""
+
+    STARTING = 0
+    READY = 1
+    DRAINING = 2
+    FAILED = 3
+
+
+class Phase(IntEnum):
+    """What a worker was doing, as its slate says."""
+
+    STARTING = 0
+    IDLE = 1
+    DECODE = 2
+    FORWARD = 3
+    ENCODE = 4
+
+
+class RefuseCode(IntEnum):
+    """Why the broker said no."""
+
+    VERSION = 1
+    ROLE = 2
+    STAGE = 3
+    FINGERPRINT = 4
+    KEY = 5
+    UNKNOWN_PEER = 6  # say HELLO again
+    ERROR = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Tasks side by side: row `i` of every column belongs to the task `ids[i]`.
+
+    `remaining_ms` is what was left of each deadline when the message was made; `contexts` is None when no row has one.
+    """
+
+    ids: list[TaskId]
+    states: list[int]
+    remaining_ms: list[int]
+    attempts: list[int]
+    kinds: list[int]
+    payloads: list[Payload]
+    contexts: list[Context | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Any peer to the broker, until WELCOME or REFUSE. A worker's HELLO also lists the leases it still holds."""
+
+    versions: list[int]
+    role: Role
+    peer: PeerId
+    connection: int
+    host: str
+    pid: int
+    fingerprint: str = ""
+    stage: str = ""
+    worker_id: int = 0
+    max_batch_size: int = 1
+    concurrency: int = 1
+    running: list[LeaseId] = field(default_factory=list)
+    waiting: list[LeaseId] = field(default_factory=list)
+    answered: list[LeaseId] = field(default_factory=list)
+    epoch: int = 0  # the epoch those leases belong to
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    version: int
+    broker: PeerId
+    epoch: int
+    session: SessionId
+    heartbeat_ms: int
+    dead_ms: int
+    frame_bytes_max: int
+    message_rows_max: int
+    message_inline_bytes_max: int
+    stages: list[str]
+    once_routes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    code: RefuseCode
+    text: str
+    retry_after_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """How many leases a worker wants in total since its HELLO: absolute, so that repeating it changes nothing."""
+
+    total: int
+    state: WorkerState
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A gateway's tasks for one route. Idempotent by task id; `again` is exempt from the queue's bounds."""
+
+    route: str
+    columns: Columns
+    again: bool = False
+    all: bool = False
+    handled: int = 0  # the highest REPLY number this gateway has dealt with
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """A batch under one lease; `acks` as in ACK."""
+
+    lease: LeaseId
+    columns: Columns
+    acks: list[LeaseId]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What became of some rows of a lease. `ids` is set only when the epoch has changed since the lease was given."""
+
+    epoch: int
+    lease: LeaseId
+    rows: list[int]
+    statuses: list[int]
+    kinds: list[int]
+    payloads: list[Payload]
+    compute_us: int = 0
+    ids: list[TaskId] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Leases of which the broker has every row; and, to an agent, the peers whose EXITED was taken."""
+
+    leases: list[LeaseId]
+    peers: list[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Outcomes for a gateway, numbered so that it can say up to where it has dealt with them."""
+
+    number: int
+    ids: list[TaskId]
+    statuses: list[int]
+    kinds: list[int]
+    payloads: list[Payload]
+    attempts: list[int]
+    queue_us: list[int]
+    compute_us: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    ids: list[TaskId]
+    reason: str
+    handled: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBeat:
+    """What an agent says of one of its workers: pid, slate and resident memory."""
+
+    peer: PeerId
+    stage: str
+    worker_id: int
+    pid: int
+    lease: LeaseId
+    phase: Phase
+    rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    epoch: int
+    handled: int
+    workers: list[WorkerBeat]
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A worker process is gone. `code` is its exit code, or minus the signal; lease, phase and row are its slate's."""
+
+    peer: PeerId
+    stage: str
+    worker_id: int
+    code: int
+    lease: LeaseId
+    phase: Phase
+    row: int
+    oom: bool
+    reason: str
+    failing: bool = (
+        False  # this stage has failed to start too often; `reason` is the traceback
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """To an agent: end this process (or interrupt its `forward`) if `lease` is still what it runs."""
+
+    peer: PeerId
+    lease: LeaseId
+    reason: str
+    interrupt: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    deadline_ms: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The last word of a peer; `leases` are those it leaves unfinished."""
+
+    leases: list[LeaseId]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A question (`snapshot` is empty) or its answer: the broker's snapshot as JSON text."""
+
+    snapshot: str = ""
+
+
+Message: TypeAlias = (
+    Hello
+    | Welcome
+    | Refuse
+    | Credit
+    | Submit
+    | Tasks
+    | Results
+    | Ack
+    | Reply
+    | Cancel
+    | Heartbeat
+    | Exited
+    | Kill
+    | Drain
+    | Goodbye
+    | Stats
+)

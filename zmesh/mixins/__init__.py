@@ -1,0 +1,26 @@
+"""Opt-in behaviour of a Worker, one file each. A mixin stands before `Worker`: `class Mine(MsgpackMixin, Worker)`.
+
+Names load on first use (PEP 562): `from zmesh.mixins import MsgpackMixin` imports that file and its libraries alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zmesh.mixins.msgpack_codec import MsgpackMixin
+
+__all__ = ["MsgpackMixin"]
+
+_HOMES = {"MsgpackMixin": "zmesh.mixins.msgpack_codec"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,153 @@
+"""Worker and SSEWorker: what a user subclasses. No sockets, no files, no threads: a Worker is only its four codecs
+and `forward`, so it can be made and called in a test without a mesh.
+
+`stage`, `worker_id` and `max_batch_size` are set on the bare object before `__init__` runs. Nothing here assigns them,
+so a subclass reads them in its own `__init__` and need not call `super().__init__()`.
+
+JSON is read and written by orjson when it is installed, else by the standard library, and means the same with both.
+Where orjson would differ (NaN, which it writes as null; integers beyond 64 bits, which it reads as floats; lone
+surrogates; keys that are not text) the standard library has the last word. Only the spelling of some floats differs
+(1e-7, 1e-07).
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import importlib
+import importlib.util
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zmesh.codec import dumps, loads
+from zmesh.errors import DecodingError, EncodingError
+
+__all__ = ["ParseTarget", "SSEWorker", "Worker"]
+
+_orjson = importlib.import_module("orjson") if importlib.util.find_spec("orjson") else None
+
+
+class ParseTarget(enum.Enum):
+    """Which side of `forward` a JSON schema describes."""
+
+    INPUT = "INPUT"
+    RETURN = "RETURN"
+
+
+class Worker(abc.ABC):
+    """One stage of a route. Subclass it and write `forward`.
+
+    With `max_batch_size == 1`, `forward` gets one item and returns one result. Above 1 it always gets a list and
+    returns as many results in the same order; a result may be an exception, which then answers that item alone.
+    """
+
+    example: Any = None
+    multi_examples: Sequence[Any] = ()
+    resp_mime_type: str = "application/json"
+
+    stage: str = ""
+    worker_id: int = 0
+    max_batch_size: int = 1
+
+    @abc.abstractmethod
+    def forward(self, data: Any) -> Any:
+        """The model: one item, or a list of items, in; as many results out."""
+
+    def deserialize(self, data: bytes) -> Any:
+        """Read a client's bytes (first stage of a route). JSON; no bytes at all mean an empty object."""
+        if not data:
+            return {}
+        try:
+            return _read_json(data)
+        except RecursionError as error:
+            raise DecodingError("the body is not valid JSON: it is nested too deeply") from error
+        except ValueError as error:
+            raise DecodingError(f"the body is not valid JSON: {error}") from error
+
+    def serialize(self, data: Any) -> bytes:
+        """Write a client's answer (last stage of a route). Compact JSON."""
+        try:
+            return _write_json(data)
+        except RecursionError as error:
+            raise EncodingError("the result cannot be written as JSON: it is nested too deeply") from error
+        except (TypeError, ValueError) as error:
+            raise EncodingError(f"the result cannot be written as JSON: {error}") from error
+
+    def serialize_ipc(self, data: Any) -> bytes:
+        """Write a result for the next stage; see `zmesh.codec` for what it carries."""
+        return dumps(data)
+
+    def deserialize_ipc(self, data: bytes) -> Any:
+        """Read what the stage before wrote with `serialize_ipc`."""
+        return loads(data)
+
+    @classmethod
+    def get_forward_json_schema(cls, target: ParseTarget, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The JSON schema of one side of `forward`, and the components it refers to. Unknown here: both empty."""
+        return {}, {}
+
+
+class SSEWorker(Worker):
+    """A last stage that answers with server-sent events while `forward` runs; what `forward` returns is not sent."""
+
+    resp_mime_type: str = "text/event-stream"
+
+    # Given by the loop that runs the stage, for as long as a stream is open.
+    _emit: Callable[[str, int], None] | None = None
+
+    def send_stream_event(self, text: str, index: int = 0) -> None:
+        """Send one event to the client of item `index` of the batch."""
+        if self._emit is None:
+            raise RuntimeError(
+                "no stream is open: send_stream_event works only inside forward, while the last stage of a route serves"
+            )
+        self._emit(text, index)
+
+
+_DIGITS_AS_ZERO = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
+_LONG_NUMBER = b"0" * 19  # the shortest integer that can be outside 64 bits
+
+
+def _read_json(data: bytes) -> Any:
+    if _orjson is not None and _LONG_NUMBER not in data.translate(_DIGITS_AS_ZERO):
+        try:
+            return _orjson.loads(data)
+        except ValueError:
+            pass  # json accepts more (NaN, a byte order mark, UTF-16), and its sentence is the one clients read
+    return json.loads(data)
+
+
+def _write_json(value: Any) -> bytes:
+    if _orjson is not None:
+        refuse = _orjson.OPT_PASSTHROUGH_DATACLASS | _orjson.OPT_PASSTHROUGH_DATETIME | _orjson.OPT_PASSTHROUGH_SUBCLASS
+        try:
+            written: bytes = _orjson.dumps(value, option=refuse)
+        except TypeError:
+            pass  # json writes more, and says why when it cannot
+        else:
+            if b"null" not in written:  # else it may have been a NaN
+                return written
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_as_json).encode()
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8, only an escape
+        return json.dumps(value, separators=(",", ":"), default=_as_json).encode()
+
+
+def _as_json(value: Any) -> Any:
+    """What json does not know: the two types that orjson always writes, and a sentence for the rest."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    kind = type(value)
+    if kind.__module__ == "numpy":
+        way_out = "return .item() of a scalar or .tolist() of an array"
+    elif kind.__module__ == "torch":
+        way_out = "return .item() or .tolist() of a tensor"
+    elif isinstance(value, bytes | bytearray | memoryview):
+        way_out = "decode it, use base64, or put MsgpackMixin before Worker"
+    else:
+        way_out = "return str, int, float, bool, None, list or dict, or override serialize"
+    raise TypeError(f"{kind.__module__}.{kind.__qualname__} is not a JSON type; {way_out}".replace("builtins.", ""))

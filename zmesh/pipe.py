@@ -1,9 +1,9 @@
 """Between an agent and its children: a pipe of JSON lines, a page of shared memory, and dying together.
 
-`Pipe` carries the document with which a child begins, the few words after it, and, by its end of file, the news that the
-other side is gone. A `Slate` is 64 bytes that a worker writes before each phase and its agent reads when the worker has
-died: it says which lease was running, and which row. `child_pipe` is the child's first step: it finds its end of the
-pipe and makes sure that it never outlives its parent.
+`Pipe` carries the document with which a child begins, the few words after it, and, by its end of file, the news that
+the other side is gone. A `Slate` is 64 bytes that a worker writes before each phase and its agent reads when the worker
+has died: it says which lease was running, and which row. `child_pipe` is the child's first step: it finds its end of
+the pipe and makes sure that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Pipe:
-    """One end. Never raises because the other end is gone or slow: what cannot be sent is lost, and `receive` says None."""
+    """One end. That the other is gone or slow never raises: what cannot be sent is lost, and `receive` says None."""
 
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
@@ -134,7 +134,7 @@ def _die_with_parent() -> None:
 
 
 class SlateWords(NamedTuple):
-    """What a slate says: the running lease (0 for none), what is done with it, at which row, and how many are finished."""
+    """What a slate says: the running lease (0 for none), what is done with it, at which row; and how many ended."""
 
     lease: LeaseId
     phase: Phase

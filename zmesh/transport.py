@@ -1,8 +1,8 @@
 """The only `import zmq`: endpoints, sockets made from one table, and a reader that drains them for an event loop.
 
 Three rules hold everywhere. A send never waits: it was sent, the peer has no room, or the peer is gone. A socket
-belongs to one thread. No option is set outside `_socket`: libzmq applies most of them to later binds and connects only, and
-several defaults lose messages (finite high-water marks with heartbeats, queueing to a dead peer, endless linger).
+belongs to one thread. No option is set outside `_socket`: libzmq applies most of them to later binds and connects
+only, and several defaults lose messages (finite high-water marks with heartbeats, queueing to a dead peer).
 
 libzmq signals a socket through a file descriptor that tells only of *changes*; receiving, sending and reading the
 events all use the signal up. So after every drain and every burst of sends the owner asks `pending()` again.
@@ -202,24 +202,28 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frame_bytes_max:
 class _Endpoint:
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
-        self.fd: int = socket.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self.fd = int(socket.getsockopt(zmq.FD))
 
     def pending(self) -> bool:
         """Whether something is there to receive. Uses up the descriptor's signal, as every call does."""
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)  # type: ignore[operator]
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def close(self, linger_ms: int = 0) -> None:
         self._socket.close(linger=linger_ms)
 
-    def _receive(self) -> Frames | None:
-        receive, more = self._socket.recv, zmq.RCVMORE
+    def _receive(self, leading: int) -> Frames | None:
+        """The next message. Its `leading` frames are copied, the rest are payloads of a frame each."""
+        socket = self._socket
+        receive, option, more = socket.recv, socket.getsockopt, zmq.RCVMORE
         try:
             frames: Frames = [receive(zmq.NOBLOCK)]
         except zmq.Again:
             return None
-        while self._socket.getsockopt(more):
-            frame = receive(zmq.NOBLOCK, copy=False)
-            frames.append(frame.buffer if len(frame) >= COPY_BYTES_MIN else frame.bytes)
+        while option(more):
+            if len(frames) < leading:
+                frames.append(receive(zmq.NOBLOCK))
+            else:
+                frames.append(receive(zmq.NOBLOCK, copy=False).buffer)
         return frames
 
 
@@ -237,8 +241,8 @@ class Router(_Endpoint):
             os.umask(mask)
 
     def receive(self) -> Frames | None:
-        """[routing id, frames…] of the next message, or None when there is none. Large frames are memoryviews."""
-        return self._receive()
+        """[routing id, frames…] of the next message, or None when there is none. Payload frames are memoryviews."""
+        return self._receive(2)
 
     def send(self, routing_id: bytes, frames: Sequence[Payload]) -> Sent:
         """All frames or none of them, without waiting."""
@@ -259,19 +263,19 @@ class Dealer(_Endpoint):
     """A peer's side: one broker."""
 
     def receive(self) -> Frames | None:
-        """The frames of the next message, or None when there is none. Large frames are memoryviews."""
-        return self._receive()
+        """The frames of the next message, or None when there is none. Payload frames are memoryviews."""
+        return self._receive(1)
 
     def send(self, frames: Sequence[Payload]) -> bool:
         """False when the broker is away or does not read; nothing was sent then."""
-        if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:  # type: ignore[operator]
+        if self.disconnected():
             return False
         _send_all(self._socket, frames)
         return True
 
     def disconnected(self) -> bool:
         """Whether nobody is at the other end at this moment."""
-        return not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT  # type: ignore[operator]
+        return not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT
 
 
 def _send_all(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:

@@ -37,6 +37,8 @@ WINDOW_RATE = 0.15  # weight of the newest window in what is usual
 SERVICE_RATE = 0.2  # weight of the newest batch in the time a batch takes
 LESSONS_MIN = 5  # so many answer windows take every task for an expected one
 NOBODY = 0.5  # fewer tasks than this are nobody
+REGULAR = 0.8  # a window expects somebody if in so many of its openings somebody came
+SHARE_MAX = 1.5  # more tasks for an answered one have another cause
 JUST_AFTER_SECONDS = 1e-7  # ask again inside the next bin, not on its edge
 STUCK_FACTOR = 1.5  # past so many times its service a batch tells nothing about when its worker will be free
 
@@ -167,8 +169,8 @@ class _Window:
         self._length = edges[-1]
         self._profile = [0.0] * bins  # tasks that usually come in each bin
         self._ahead = [0.0] * (bins + 1)  # ... in this bin or later
-        self._usual = 0.0  # tasks that usually come in all
         self._share = 1.0  # tasks that usually come for each that was answered
+        self._regularity = 1.0  # how often anybody comes at all
         self._lessons = 0
         self.opened = -inf
         self._answered = 0
@@ -178,27 +180,34 @@ class _Window:
 
     def open(self, now: float, answered: int) -> None:
         """Start anew, wiser by what the last opening brought."""
-        if self.opened > -inf:
-            self._learn()
+        whole = bisect_right(self._edges, now - self.opened) - 1
+        if whole and self.opened > -inf:
+            self._learn(min(whole, len(self._counts)))
         self.opened = now
         self._answered = answered
         self._arrived = 0
         self._counts = [0] * len(self._counts)
-        self._expected = max(self._usual, self._share * answered)
+        self._expected = max(self._ahead[0], self._share * answered)
 
-    def _learn(self) -> None:
+    def _learn(self, whole: int) -> None:
+        """Learn from the bins that were seen to their end: the next answer may cut a window short, not its forecast."""
         rate = WINDOW_RATE if self._lessons > LESSONS_MIN else 1 / (self._lessons + 1)
         self._lessons += 1
-        if self._answered:
-            self._share += rate * (min(self._arrived / self._answered, 1.5) - self._share)
-        self._usual += rate * (self._arrived - self._usual)
-        keep = 1 - rate
-        self._profile = [keep * usual + rate * count for usual, count in zip(self._profile, self._counts, strict=True)]
-        self._ahead = [*accumulate(reversed(self._profile), initial=0.0)]
+        profile = self._profile
+        profile[:whole] = [a + rate * (b - a) for a, b in zip(profile, self._counts[:whole], strict=False)]
+        self._ahead = [*accumulate(reversed(profile), initial=0.0)]
         self._ahead.reverse()
+        was_cut = whole < len(profile)
+        if self._answered and not was_cut:
+            self._share += rate * (min(self._arrived / self._answered, SHARE_MAX) - self._share)
+        if self._arrived or not was_cut:
+            self._regularity += rate * ((self._arrived > 0) - self._regularity)
 
     def count(self, now: float, count: int) -> bool:
-        """Note arrivals; True if this window expected them all."""
+        """Note arrivals; True if this window expected them all.
+
+        Nobody is expected where mostly nobody comes: bursts that happen to hit an answer would else pass for its crowd.
+        """
         elapsed = now - self.opened
         if elapsed >= self._length:
             return False
@@ -207,7 +216,9 @@ class _Window:
         self._arrived += count
         if self._lessons < LESSONS_MIN:
             return True
-        return self._arrived - 1 < self._expected + NOBODY and self._ahead[bin] >= NOBODY
+        if self._regularity < REGULAR or self._ahead[bin] < NOBODY:
+            return False
+        return self._arrived - 1 < self._expected + NOBODY
 
     def ask_again(self, now: float, end: float, price: float, others: int, room: int, scaled: bool) -> float:
         """The end of this bin if waiting up to some bin's end pays, else 0.0.

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from zmesh.config import Limits, Plan
 from zmesh.core.effects import DispatcherEffect, Report, Send
-from zmesh.core.events import Address, BatchFinished, PeerGreeted
+from zmesh.core.events import Address, BatchFinished, PeerGreeted, PeerUnreachable, SendFailed
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.workers import Worker
 from zmesh.messages import (
@@ -94,6 +94,8 @@ class Directory:
         former = self._by_peer.get(hello.peer)
         if former is not None and (hello.connection < former.connection or former.role is not hello.role):
             return None, None
+        if isinstance(former, Worker) and former.exit is not None:
+            return None, None  # said before it died, and read after
         if former is not None and hello.connection == former.connection and former.address == address:
             former.heard = now
             self._welcome(former)
@@ -140,8 +142,13 @@ class Directory:
             self._strikes.popitem(last=False)
 
     def is_ignored(self, event: object, now: float) -> bool:
-        """Whether this comes from an address that used up its strikes within the last `strike_seconds`."""
-        return bool(self._strikes) and self._is_struck(getattr(event, "address", None), now)
+        """Whether a peer says this whose address used up its strikes within the last `strike_seconds`.
+
+        What the broker itself found about that address is no word of the peer's.
+        """
+        if not self._strikes or isinstance(event, PeerUnreachable | SendFailed):
+            return False
+        return self._is_struck(getattr(event, "address", None), now)
 
     def _is_struck(self, address: Address | None, now: float) -> bool:
         strikes = self._strikes.get(address) if address is not None else None

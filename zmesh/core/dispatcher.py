@@ -59,7 +59,11 @@ class Dispatcher:
         mesh.now = now
         for event in events:
             handler = HANDLERS.get(type(event))
-            if handler is not None and not mesh.directory.is_ignored(event, now):
+            if handler is None:
+                continue
+            if mesh.directory.is_ignored(event, now):
+                presence.on_peer_ignored(mesh, event)
+            else:
                 handler(mesh, event)
         while mesh.exiting and mesh.exiting[0][0] <= now:
             presence.end_worker(mesh, mesh.exiting.popleft()[1])
@@ -70,7 +74,10 @@ class Dispatcher:
             if stage.wake is not None and stage.wake <= now:
                 mesh.awaken(stage)
         for stage in mesh.awake.values():
-            self._hand_out(stage)
+            if stage.failing is None:
+                self._hand_out(stage)
+            else:
+                presence.give_up(mesh, stage, stage.failing)
         mesh.awake.clear()
         for gateway in mesh.owed.values():
             reply = gateway.settle()

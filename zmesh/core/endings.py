@@ -8,10 +8,10 @@ A stage that may run a task only once answers 500 for what it was running, since
 
 from __future__ import annotations
 
-from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Step, Task, TaskState
+from zmesh.core.workers import Presence
 from zmesh.messages import Phase, Status
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from zmesh.core.workers import Lease
 
 __all__ = ["charged_rows", "end_lease", "hedge_lease", "unmake_lease"]
+
+KILLED, TERMINATED = -9, -15  # by signal; `import signal` is not for a module that only decides
 
 
 def charged_rows(lease: Lease) -> range:
@@ -30,8 +32,7 @@ def charged_rows(lease: Lease) -> range:
     exited = lease.worker.exit
     if exited is None or exited.lease != lease.id:
         return range(0)
-    outside = exited.code == 0 or exited.code in (-SIGTERM, -SIGKILL)
-    if outside and not exited.oom:
+    if exited.code in (0, TERMINATED) or (exited.code == KILLED and not exited.oom):
         return range(0)
     if exited.phase in (Phase.DECODE, Phase.ENCODE):
         return range(exited.row, min(exited.row + 1, len(lease.tasks)))
@@ -40,14 +41,13 @@ def charged_rows(lease: Lease) -> range:
 
 def end_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """The lease is over and its worker gone. Its rows go back to the front, are blamed, or end."""
-    worker = lease.worker
-    was_running = worker.exit.lease == lease.id if worker.exit is not None else worker.oldest() is lease
+    once_only = not stage.plan.retry and _may_have_run(lease)
     blamed = charged_rows(lease)
     back: list[Task] = []
     if blamed:
         stage.counts.deaths += 1
     for row, task in _open_rows(lease):
-        if was_running and not stage.plan.retry:
+        if once_only:
             mesh.close(task, Step.FAIL, int(Status.INTERNAL), b"outcome unknown")
         elif row in blamed:
             _blame(mesh, stage, task, alone=lease.left == 1)
@@ -66,9 +66,19 @@ def unmake_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
 def hedge_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """The batch takes far too long: its rows are run elsewhere as well, and the first success counts."""
     lease.hedged = True
-    rows = [task for _, task in _open_rows(lease) if _may_return(mesh, stage, task)]
-    _return(stage, rows)
-    mesh.late_leases[lease.id] = lease
+    _return(stage, [task for _, task in _open_rows(lease) if _may_return(mesh, stage, task)])
+
+
+def _may_have_run(lease: Lease) -> bool:
+    """Whether any row may have reached `forward`. Leases run in the order of their numbers.
+
+    What is older than the lease on the slate has run, and its results are lost. An idle worker ran all that it was
+    given or saw none of it, and one that is merely out of reach may be running anything: nobody can know.
+    """
+    worker, exited = lease.worker, lease.worker.exit
+    if exited is None:
+        return worker.presence is Presence.LOST or worker.oldest() is lease
+    return lease.id <= exited.lease if exited.lease else exited.phase is not Phase.STARTING
 
 
 def _open_rows(lease: Lease) -> list[tuple[int, Task]]:

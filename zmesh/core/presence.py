@@ -10,6 +10,7 @@ from zmesh.core import endings
 from zmesh.core.effects import Forget
 from zmesh.core.events import (
     CreditGranted,
+    DispatcherEvent,
     DrainAsked,
     MessageBroken,
     PeerBeat,
@@ -28,15 +29,17 @@ from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step
 from zmesh.core.workers import Presence, PresenceStep, Worker
-from zmesh.messages import Ack, Heartbeat, Hello, Stats, Status, Tasks, WorkerState
+from zmesh.messages import Ack, Heartbeat, Hello, Role, Stats, Status, Tasks, WorkerState
 
 __all__ = [
     "end_worker",
+    "give_up",
     "on_credit_granted",
     "on_drain_asked",
     "on_message_broken",
     "on_peer_beat",
     "on_peer_greeted",
+    "on_peer_ignored",
     "on_peer_left",
     "on_peer_unreachable",
     "on_send_failed",
@@ -50,7 +53,8 @@ __all__ = [
 def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
     peer, former = mesh.directory.greet(event, mesh.now)
     if isinstance(peer, Worker):
-        peer.total = peer.used = len(event.message.running) + len(event.message.waiting)
+        if event.message.epoch == mesh.directory.epoch:
+            peer.total = peer.used = len(event.message.running) + len(event.message.waiting)
         if isinstance(former, Worker):
             _carry_over(mesh, former, peer, event.message)
         mesh.stages[peer.stage].crew.join(peer)
@@ -62,7 +66,8 @@ def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
 
 def _carry_over(mesh: Mesh, former: Worker, peer: Worker, hello: Hello) -> None:
     """The leases that a worker still holds live on in its new session; the others were lost on the way."""
-    if hello.epoch == mesh.directory.epoch:
+    former_oldest = former.oldest()
+    if hello.epoch == mesh.directory.epoch and former.stage == peer.stage:
         answered = set(hello.answered)
         for lease_id in [*hello.running, *hello.waiting, *hello.answered]:
             lease = former.leases.pop(lease_id, None)
@@ -70,6 +75,9 @@ def _carry_over(mesh: Mesh, former: Worker, peer: Worker, hello: Hello) -> None:
                 lease.worker = peer
                 lease.is_free = lease_id in answered
                 peer.leases[lease_id] = lease
+    oldest = peer.oldest()
+    if oldest is not None and oldest is not former_oldest:
+        oldest.started = mesh.now
     stage = mesh.stages[former.stage]
     for lease in reversed(list(former.leases.values())):
         endings.unmake_lease(mesh, stage, lease)
@@ -98,31 +106,38 @@ def on_worker_exited(mesh: Mesh, event: WorkerExited) -> None:
     agent = mesh.directory.known(event, Peer, mesh.now)
     if agent is None:
         return
+    if agent.role is not Role.AGENT:
+        mesh.directory.strike(event.address, f"{agent.role.name} may not say this", mesh.now)
+        return
     exited = event.message
     mesh.tell(agent, Ack([], [exited.peer]))
+    worker = mesh.directory.worker_of(exited.peer)
+    if worker is not None and worker.exit is None:
+        worker.exit = exited
+        stage = mesh.stages[worker.stage]
+        stage.counts.exits += 1
+        worker.take(PresenceStep.EXIT)
+        stage.crew.sort(worker)
+        mesh.exiting.append((mesh.now + mesh.limits.exit_grace_seconds, worker))
     for stage in mesh.stages:
         if stage.plan.name == exited.stage and exited.failing:
             _fail_stage(mesh, stage, exited.reason)
-    worker = mesh.directory.worker_of(exited.peer)
-    if worker is None or worker.exit is not None:
-        return
-    worker.exit = exited
-    stage = mesh.stages[worker.stage]
-    stage.counts.exits += 1
-    worker.take(PresenceStep.EXIT)
-    stage.crew.sort(worker)
-    mesh.exiting.append((mesh.now + mesh.limits.exit_grace_seconds, worker))
 
 
 def _fail_stage(mesh: Mesh, stage: StageRecord, reason: str) -> None:
-    """Its workers do not start: say so at once to those who wait, and to those who come."""
+    """Its workers do not start, and none is left."""
     if stage.crew.ready():
         return
     lines = reason.strip().splitlines() or ["for an unknown reason"]
     stage.failing = f"stage {stage.plan.name} does not start: {lines[-1]}"
     mesh.report("error", stage.failing)
+    mesh.awaken(stage)
+
+
+def give_up(mesh: Mesh, stage: StageRecord, reason: str) -> None:
+    """The stage is failing: say so at once to those who wait there, however they came."""
     for task in stage.queue.living():
-        mesh.close(task, Step.FAIL, int(Status.UNAVAILABLE), stage.failing.encode())
+        mesh.close(task, Step.FAIL, int(Status.UNAVAILABLE), reason.encode())
 
 
 def end_worker(mesh: Mesh, worker: Worker) -> None:
@@ -197,6 +212,14 @@ def on_drain_asked(mesh: Mesh, event: DrainAsked) -> None:
 
 def on_message_broken(mesh: Mesh, event: MessageBroken) -> None:
     mesh.directory.strike(event.address, event.reason, mesh.now)
+
+
+def on_peer_ignored(mesh: Mesh, event: DispatcherEvent) -> None:
+    """A worker that is not listened to is given nothing; what it holds is run elsewhere, uncharged."""
+    worker = mesh.directory.at(getattr(event, "address", (0, b"")))
+    if isinstance(worker, Worker):
+        worker.take(PresenceStep.LOSE)
+        end_worker(mesh, worker)
 
 
 def on_stalled(mesh: Mesh, event: Stalled) -> None:

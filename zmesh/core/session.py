@@ -1,41 +1,400 @@
 """The worker's half: leases held, results unacknowledged. And `Contact`, which it shares with the gateway's half.
 
 A worker owns nothing. It runs one lease at a time, holds the next ones, and keeps every RESULTS until the broker says
-that it has all rows of the lease. `Session` is a pure state machine: `handle(*events, now)` takes what happened and
-says what must be done, `next_wakeup()` says when time alone is an event.
+that it has all rows of the lease. Both classes are pure: what happened, and the time, are given in.
 
 Credit. `total` in CREDIT is absolute since the HELLO of the session, so that repeating it changes nothing:
 
     total = used + room
-    used  = leases which that HELLO listed (running, waiting, answered), if its epoch is the broker's, else 0
+    used  = leases which that HELLO listed as running or waiting, if its epoch is the broker's, else 0,
             + leases given in this session
     room  = prefetch - leases held now (running and waiting, of any epoch); 0 while draining
 
-The broker counts `used` in the same way, whether it still knows a listed lease or not, and gives only while
-total > used. It adds 1 to the total by itself when RESULTS complete a lease that it counted: room grows by 1 here at the
-same moment. Where it may not have counted the lease (one of an earlier session) CREDIT follows the RESULTS at once. So
-never more than `prefetch` leases are held, and a count that went wrong heals with the next CREDIT: every heartbeat
-between two leases, which is also the sign of life.
+The broker counts `used` in the same way, whether it still knows a listed lease or not, and gives while total > used.
+It adds 1 to the total by itself when RESULTS complete a lease that it counted: room grows here at the same moment. For
+a lease of an earlier session, which it may not have counted, CREDIT follows the RESULTS at once. So never more than
+`prefetch` leases are held, and a wrong count heals with the next CREDIT: every heartbeat, between two leases or while
+there is none, which is also the sign of life. HELLO is repeated word for word: it does not matter which one was heard.
 
 A worker does not listen while it runs `forward`. The broker's silence counts only from the end of a lease, and a lease
 starts only while there is a session, so that no HELLO waits behind a long batch.
 
 A new epoch means that the broker's memory is gone and that the gateways submit their tasks again. Waiting leases are
-then dropped. What runs goes on, since it is paid for; RESULTS of that lease, and those kept, go to the new broker with
-their task ids, by which it can match them. They go once and are not kept: refused or lost, they cost time but no task.
+then dropped. What runs goes on, since it is paid for; its RESULTS, and those kept, go to the new broker with their
+task ids, by which it can match them. They go once and are not kept: refused or lost, they cost time but no task.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
+from math import inf
+from typing import TypeAlias
 
-from zmesh.messages import RefuseCode
+from zmesh import messages
+from zmesh.config import Limits
+from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
+from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, SessionEvent, Started
+from zmesh.messages import Columns, Hello, LeaseId, Message, Payload, PeerId, RefuseCode, Results, SessionId, TaskId
 
-__all__ = ["OWN_FRAME_BYTES", "STEPS", "Contact", "ContactState", "Session", "Step"]
+__all__ = ["STEPS", "Contact", "ContactState", "Session", "Step"]
 
 OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and does not count as inline
-WAITING_SLACK = 2  # leases taken beyond what was asked for
-KEPT_LEASES_MAX = 64  # leases whose results are kept at most; with a broker that acknowledges it is a handful
+KEPT_LEASES_MAX = 64  # leases whose results are kept; with a broker that acknowledges it is a handful
 FATAL = frozenset({RefuseCode.VERSION, RefuseCode.STAGE, RefuseCode.FINGERPRINT, RefuseCode.KEY})
 
-ContactState = Enum("ContactState", ["AWAY", "GREETING", "JOINED", "LEFT"])
+
+class ContactState(Enum):
+    AWAY = "away"  # no socket: Reconnect was asked for, Started not yet heard
+    GREETING = "greeting"  # HELLO is said, WELCOME not yet heard
+    JOINED = "joined"
+    LEFT = "left"
+
+
+class Step(Enum):
+    STARTED = "started"
+    WELCOMED = "welcomed"
+    LOST = "lost"  # by LinkLost, REFUSE or silence
+    LEFT = "left"
+
+
+_AWAY, _GREETING, _JOINED, _LEFT = ContactState
+STEPS: Mapping[Step, Mapping[ContactState, ContactState]] = {
+    Step.STARTED: {_AWAY: _GREETING, _GREETING: _GREETING, _JOINED: _GREETING},
+    Step.WELCOMED: {_AWAY: _AWAY, _GREETING: _JOINED, _JOINED: _JOINED},
+    Step.LOST: {_AWAY: _AWAY, _GREETING: _AWAY, _JOINED: _AWAY},
+    Step.LEFT: {_AWAY: _LEFT, _GREETING: _LEFT, _JOINED: _LEFT},
+}
+
+
+class Contact:
+    """A peer's way to its broker: how far it came, in which session, how long it is silent, what WELCOME allows."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.state = ContactState.AWAY
+        self.connection = self.epoch = 0
+        self.session = SessionId(0)
+        self.heartbeat_seconds, self.dead_seconds = limits.heartbeat_seconds, limits.dead_seconds
+        self.rows_max, self.inline_bytes_max = limits.message_rows_max, limits.message_inline_bytes_max
+        self.frame_bytes_max = limits.frame_bytes_max
+        self.speak_at = inf  # when the next HELLO, or the next sign of life, is due
+        self.heard_at = self._turned_at = -inf
+
+    def step(self, step: Step) -> None:
+        self.state = STEPS[step][self.state]
+
+    @property
+    def joined(self) -> bool:
+        return self.state is ContactState.JOINED
+
+    def turn(self, now: float) -> None:
+        """A turn begins. If there was none for long we did not run, and silence in that time proves nothing."""
+        if now - self._turned_at > 2 * self.heartbeat_seconds:
+            self.heard_at = max(self.heard_at, now - self.heartbeat_seconds)
+        self._turned_at = now
+
+    def start(self, now: float) -> None:
+        self.step(Step.STARTED)
+        self.connection += 1
+        self.session = SessionId(0)
+        self.heard_at = self.speak_at = now
+
+    def join(self, welcome: messages.Welcome, now: float) -> bool:
+        """Whether it opens a session: not when the socket was given up before, nor when it repeats the last one."""
+        repeated = self.joined and welcome.session == self.session
+        self.step(Step.WELCOMED)
+        if repeated or not self.joined:
+            return False
+        self.epoch, self.session = welcome.epoch, welcome.session
+        self.heartbeat_seconds, self.dead_seconds = welcome.heartbeat_ms / 1000, welcome.dead_ms / 1000
+        self.rows_max, self.inline_bytes_max = max(1, welcome.message_rows_max), welcome.message_inline_bytes_max
+        self.frame_bytes_max = welcome.frame_bytes_max
+        self.spoke(now)
+        return True
+
+    def lose(self, again_after: float) -> list[Reconnect]:
+        """The socket is of no use any more: ask for another one, unless that was done."""
+        asked = self.state is ContactState.AWAY
+        self.step(Step.LOST)
+        self.session = SessionId(0)
+        return [] if asked else [Reconnect(again_after)]
+
+    def spoke(self, now: float) -> None:
+        self.speak_at = now + self.heartbeat_seconds
+
+    def is_silent(self, now: float) -> bool:
+        return self.state is not ContactState.AWAY and now >= self.heard_at + self.dead_seconds
+
+    def wakeup(self) -> float:
+        return inf if self.state is ContactState.AWAY else min(self.speak_at, self.heard_at + self.dead_seconds)
+
+    def parts(self, payloads: Sequence[Payload]) -> list[slice]:
+        """Cut rows into messages within the limits of rows and of inline bytes, in order; at least one row in each."""
+        if len(payloads) <= self.rows_max and sum(map(len, payloads)) <= self.inline_bytes_max:
+            return [slice(0, len(payloads))]
+        parts = []
+        start = inline = 0
+        for row, payload in enumerate(payloads):
+            size = len(payload) if len(payload) < OWN_FRAME_BYTES else 0
+            if row > start and (row - start >= self.rows_max or inline + size > self.inline_bytes_max):
+                parts.append(slice(start, row))
+                start, inline = row, 0
+            inline += size
+        return [*parts, slice(start, len(payloads))]
+
+
+@dataclass(slots=True, eq=False)
+class _Lease:
+    """A batch in this worker's hands, given in `session` of `epoch`; rows without a status, and rows nobody wants."""
+
+    id: LeaseId
+    epoch: int
+    session: SessionId
+    columns: Columns
+    deadlines: list[float]
+    unfinished: set[int]
+    cancelled: set[int]
+
+
+_Kept: TypeAlias = tuple[Results, list[TaskId]]  # RESULTS to say again, and the task ids of all rows of its lease
+
+
+class Session:
+    """One worker's side of its broker. `prefetch` is how many leases it wants to hold, the running one included."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        stage: str,
+        worker_id: int,
+        host: str,
+        pid: int,
+        fingerprint: str,
+        max_batch_size: int,
+        prefetch: int,
+        limits: Limits,
+    ) -> None:
+        assert prefetch >= 1, "a worker that asks for nothing gets nothing"
+        versions, role = [messages.PROTOCOL_VERSION], messages.Role.WORKER
+        self._hello = Hello(versions, role, peer, 0, host, pid, fingerprint, stage, worker_id, max_batch_size)
+        self._prefetch = prefetch
+        self._contact = Contact(limits)
+        self._running: _Lease | None = None
+        self._waiting: dict[LeaseId, _Lease] = {}  # all of the contact's epoch, in the order they came
+        self._kept: dict[tuple[int, LeaseId], list[_Kept]] = {}  # by epoch and lease
+        self._used = 0  # see the module
+        self._draining, self._leave_at = False, inf
+        # Facts of the turn, handed out at its end.
+        self._effects: list[SessionEffect] = []
+        self._unsent: list[_Kept] = []
+        self._owes_credit = False
+        self._leave: Leave | None = None
+
+    @property
+    def held(self) -> int:
+        """How many leases are in hand, running and waiting."""
+        return len(self._waiting) + (self._running is not None)
+
+    @property
+    def cancelled_running(self) -> set[int]:
+        """Rows of the running lease that nobody wants any more; grows while it runs. For reading."""
+        return set() if self._running is None else self._running.cancelled
+
+    def next_wakeup(self) -> float | None:
+        """When `handle` must be called at the latest, on the clock of `now`; None when only an event can matter."""
+        if self._contact.state is ContactState.LEFT:
+            return None
+        wake = self._leave_at if self._running is not None else min(self._leave_at, self._contact.wakeup())
+        return None if wake == inf else wake
+
+    def handle(self, *events: SessionEvent, now: float) -> list[SessionEffect]:
+        """Take what happened, in order, and return what must be done, in order. `now` is monotonic, in seconds."""
+        if self._contact.state is ContactState.LEFT:
+            return []
+        self._contact.turn(now)
+        for event in events:
+            match event:
+                case Heard():
+                    self._hear(event, now)
+                case RowsFinished():
+                    self._finish(event, now)
+                case DrainAsked():
+                    self._drain(event.message, now)
+                case Started():
+                    self._greet(now)
+                case LinkLost():
+                    self._lose()
+                case _:
+                    pass  # Tick: only the time
+        if self._running is None and self._contact.is_silent(now):
+            self._report("warning", f"no word from the broker for {self._contact.dead_seconds:g} s")
+            self._lose()
+        return self._hand_out(now)
+
+    def _greet(self, now: float) -> None:
+        self._contact.start(now)
+        connection, epoch = self._contact.connection, self._contact.epoch
+        running, waiting = self._running_here(), list(self._waiting)
+        answered = [key[1] for key in self._kept if key[0] == epoch and key[1] not in running]
+        self._hello = replace(
+            self._hello, connection=connection, running=running, waiting=waiting, answered=answered, epoch=epoch
+        )
+
+    def _running_here(self) -> list[LeaseId]:
+        """The running lease, if the present epoch gave it."""
+        running = self._running
+        return [running.id] if running is not None and running.epoch == self._contact.epoch else []
+
+    def _hear(self, event: Heard, now: float) -> None:
+        self._contact.heard_at = now
+        ours = self._contact.joined and event.session == self._contact.session
+        match event.message:
+            case messages.Tasks() as tasks if ours:
+                self._forget(tasks.acks)
+                self._take(tasks, now)
+            case messages.Ack() as ack if ours:
+                self._forget(ack.leases)
+            case messages.Cancel() as cancel:
+                self._cancel(frozenset(cancel.ids))
+            case messages.Welcome() as welcome:
+                self._join(welcome, now)
+            case messages.Refuse() as refuse:
+                self._take_no(refuse)
+            case messages.Drain() as drain:
+                self._drain(drain, now)
+            case _:
+                pass  # a sign of life
+
+    def _take(self, tasks: messages.Tasks, now: float) -> None:
+        epoch, id, columns = self._contact.epoch, tasks.lease, tasks.columns
+        if id in self._waiting or id in self._running_here() or (epoch, id) in self._kept:
+            return
+        self._used += 1
+        if not columns.ids or len(self._waiting) >= 2 * self._prefetch:
+            self._report("error", f"lease {id} is not taken: it is empty, or far beyond the credit given")
+            return
+        deadlines = [now + ms / 1000 for ms in columns.remaining_ms]
+        rows = set(range(len(columns.ids)))
+        self._waiting[id] = _Lease(id, epoch, self._contact.session, columns, deadlines, rows, set())
+
+    def _forget(self, acks: list[LeaseId]) -> None:
+        for lease in acks:
+            self._kept.pop((self._contact.epoch, lease), None)
+
+    def _cancel(self, ids: frozenset[TaskId]) -> None:
+        for lease in [*self._waiting.values(), *([self._running] if self._running else [])]:
+            lease.cancelled.update(row for row, id in enumerate(lease.columns.ids) if id in ids)
+
+    def _finish(self, event: RowsFinished, now: float) -> None:
+        lease = self._running
+        assert lease is not None, "rows finished while no lease runs"
+        assert event.rows and lease.unfinished.issuperset(event.rows), "rows that are not there, or finished before"
+        lease.unfinished.difference_update(event.rows)
+        statuses, kinds, payloads = self._fitting(event)
+        for part in self._contact.parts(payloads):
+            rows = event.rows[part], statuses[part], kinds[part], payloads[part]
+            compute_us = 0 if part.start else event.compute_us
+            self._keep(Results(lease.epoch, lease.id, *rows, compute_us), lease.columns.ids)
+        if not lease.unfinished:
+            self._running = None
+            self._contact.heard_at = now  # nobody listened until now
+            self._owes_credit |= lease.session != self._contact.session
+
+    def _fitting(self, event: RowsFinished) -> tuple[list[int], list[int], list[Payload]]:
+        """A frame above the limit would cut the link, again and again; such a row is an error instead."""
+        statuses, kinds, payloads = list(event.statuses), list(event.kinds), list(event.payloads)
+        for row, payload in enumerate(payloads):
+            if len(payload) > self._contact.frame_bytes_max:
+                statuses[row], kinds[row] = int(messages.Status.TOO_LARGE), int(messages.Kind.INLINE)
+                payloads[row] = b"the result is larger than a message may be"
+        return statuses, kinds, payloads
+
+    def _keep(self, message: Results, ids: list[TaskId]) -> None:
+        key = message.epoch, message.lease
+        if key not in self._kept and len(self._kept) >= KEPT_LEASES_MAX:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self._report("error", f"results of lease {oldest[1]} were never acknowledged and are not kept any longer")
+        self._kept.setdefault(key, []).append((message, ids))
+        self._unsent.append((message, ids))
+
+    def _join(self, welcome: messages.Welcome, now: float) -> None:
+        if not self._contact.join(welcome, now):
+            return
+        hello = self._hello
+        self._used = len(hello.running) + len(hello.waiting) if hello.epoch == welcome.epoch else 0
+        for lease in [lease for lease in self._waiting.values() if lease.epoch != welcome.epoch]:
+            del self._waiting[lease.id]
+            self._report("warning", f"the broker lost its memory; waiting lease {lease.id} is dropped")
+        self._unsent = [kept for of_lease in self._kept.values() for kept in of_lease]
+        self._owes_credit = True
+
+    def _take_no(self, refuse: messages.Refuse) -> None:
+        if refuse.code == RefuseCode.UNKNOWN_PEER:
+            self._effects += self._contact.lose(0.0)
+        elif refuse.code in FATAL:
+            self._leave = Leave(refuse.text, 1)
+        else:
+            self._report("error", f"the broker refuses this worker: {refuse.text}")
+            self._effects += self._contact.lose(refuse.retry_after_ms / 1000 or self._contact.heartbeat_seconds)
+
+    def _lose(self) -> None:
+        """At once after a session; after a HELLO without an answer there is nobody to hurry for."""
+        self._effects += self._contact.lose(0.0 if self._contact.joined else self._contact.heartbeat_seconds)
+
+    def _drain(self, drain: messages.Drain, now: float) -> None:
+        """Finish what is held, then leave: within `deadline_ms`, however long it takes if that is 0."""
+        self._draining = self._owes_credit = True
+        if drain.deadline_ms:
+            self._leave_at = min(self._leave_at, now + drain.deadline_ms / 1000)
+
+    def _report(self, level: str, text: str) -> None:
+        self._effects.append(Report(level, text))
+
+    def _hand_out(self, now: float) -> list[SessionEffect]:
+        contact, said = self._contact, list[Message]()
+        if contact.state is ContactState.GREETING and now >= contact.speak_at:
+            said.append(self._hello)
+            contact.spoke(now)
+        if contact.joined:
+            said += self._results()
+            if self._owes_credit or (self._running is None and now >= contact.speak_at):
+                said.append(self._credit())
+                contact.spoke(now)
+        leave = self._leave or self._drained(now)
+        if leave is not None and contact.joined:
+            said.append(messages.Goodbye([*self._running_here(), *self._waiting]))
+        effects, self._effects = self._effects, []
+        effects += [Transmit(contact.session, message) for message in said]
+        if leave is not None:
+            contact.step(Step.LEFT)
+            effects.append(leave)
+        elif contact.joined and self._running is None and self._waiting:
+            lease = self._running = self._waiting.pop(next(iter(self._waiting)))
+            effects.append(Run(lease.id, lease.columns, lease.deadlines, frozenset(lease.cancelled)))
+        return effects
+
+    def _results(self) -> list[Message]:
+        """Those not yet said in this session; to a broker of another epoch with task ids, and only once."""
+        said: list[Message] = []
+        for message, ids in self._unsent:
+            if message.epoch != self._contact.epoch:
+                self._kept.pop((message.epoch, message.lease), None)
+                message = replace(message, ids=[ids[row] for row in message.rows])
+            said.append(message)
+        self._unsent.clear()
+        return said
+
+    def _credit(self) -> Message:
+        self._owes_credit = False
+        if self._draining:
+            return messages.Credit(self._used, messages.WorkerState.DRAINING)
+        return messages.Credit(self._used + max(0, self._prefetch - self.held), messages.WorkerState.READY)
+
+    def _drained(self, now: float) -> Leave | None:
+        if self._draining and not self.held and not self._kept:
+            return Leave("drained")
+        if now >= self._leave_at:
+            return Leave(f"drain expired: {self.held} leases unfinished, {len(self._kept)} not acknowledged")
+        return None

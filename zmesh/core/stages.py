@@ -88,27 +88,36 @@ class StageRecord:
         self.wake = None
         queue, crew = self.queue, self.crew
         waiting = queue.waiting
-        if queue.suspects and (self._suspect_turn or not waiting):
-            worker = crew.longest_idle()
-            if worker is not None:
-                self._suspect_turn = False
-                return Choice(worker, 1, Release.SINGLE, True)
-        self._suspect_turn = True
+        worker = crew.longest_idle()
+        if worker is not None and (self._suspect_turn or not waiting) and self._suspect_may_go():
+            self._suspect_turn = False
+            return Choice(worker, 1, Release.SINGLE, True)
         if not waiting:
             return None
+        choice = self._ordinary(worker, waiting, now)
+        if choice is not None:
+            self._suspect_turn = True
+        return choice
+
+    def _suspect_may_go(self) -> bool:
+        """One waits, and no more than a quarter of the workers that are ready run one already."""
+        if not self.queue.suspects:
+            return False
+        running = sum(lease.suspect for worker in self.crew.busy.values() for lease in worker.leases.values())
+        return running < max(1, self.crew.ready() // 4)
+
+    def _ordinary(self, worker: Worker | None, waiting: int, now: float) -> Choice | None:
+        """A batch of those who are suspected of nothing; `worker` is the longest idle one."""
         most = self.plan.max_batch_size
-        worker = crew.longest_idle()
         if waiting >= most:
             worker = worker or self._busy_worker(now)
             reason = Release.SINGLE if most == 1 else Release.FULL
             return None if worker is None else Choice(worker, most, reason, False)
-        if worker is None:
-            return None
-        return self._partial(worker, waiting, now)
+        return None if worker is None else self._partial(worker, waiting, now)
 
     def _busy_worker(self, now: float) -> Worker | None:
-        """Full batches go one ahead, where that does not hold them up."""
-        if not self.batcher.prefetch_pays():
+        """Full batches go one ahead, where that holds up neither them nor a suspect, who needs an idle worker."""
+        if self._suspect_may_go() or not self.batcher.prefetch_pays():
             return None
         return self.crew.next_free(now, self.batcher.service)
 

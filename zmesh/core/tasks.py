@@ -5,8 +5,8 @@ Rule 2: this file knows no worker, no socket and no clock.
 Rule 3: a task is the only thing that lives from SUBMIT to REPLY, one object for one request.
 
 A task waits (QUEUED), is with a worker (LEASED), waits for the next stage (QUEUED again) and is answered (DONE). One
-that was running when a process died of it is a SUSPECT: it waits apart, runs alone, and costs nobody else a thing. A late
-success moves a task on from wherever it is, which is why ADVANCE and FINISH are legal while it waits.
+that was running when a process died of it is a SUSPECT: it waits apart, runs alone, and costs nobody else a thing. A
+late success moves a task on from wherever it is, which is why ADVANCE and FINISH are legal while it waits.
 
 The diagram in docs/states.md is drawn from the table.
 """

@@ -1,0 +1,496 @@
+"""BatchRunner: one status per item, whatever the user's code does."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from zmesh.core.effects import Run
+from zmesh.core.events import RowsFinished
+from zmesh.errors import DecodingError, ForwardTimeout, ServerError, ValidationError, ZmeshError
+from zmesh.messages import Columns, LeaseId, Phase, State, Status, TaskId
+from zmesh.pipe import Slate
+from zmesh.runner import BatchRunner, status_of
+from zmesh.worker import Worker
+
+FIRST, LAST, ONLY = State.INGRESS, State.EGRESS, State.INGRESS | State.EGRESS
+
+
+class Squares(Worker):
+    """Squares integers; what else it does, the test says by `hook`, called with every batch before it is squared."""
+
+    def __init__(self, hook: Callable[[list[Any]], None] = lambda items: None, max_batch_size: int = 8) -> None:
+        self.max_batch_size, self.hook, self.calls = max_batch_size, hook, list[Any]()
+
+    def forward(self, data: Any) -> Any:
+        self.calls.append(list(data) if isinstance(data, list) else data)
+        items = data if isinstance(data, list) else [data]
+        self.hook(items)
+        squares = [item * item for item in items]
+        return squares if isinstance(data, list) else squares[0]
+
+
+@pytest.fixture
+def slate() -> Iterator[Slate]:
+    made = Slate.make()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
+    def run(
+        worker: Worker,
+        payloads: list[Any],
+        *,
+        states: int | list[int] = ONLY,
+        retry: bool = True,
+        deadlines: list[float] | None = None,
+        skipped: frozenset[int] = frozenset(),
+        cancelled: Callable[[], set[int]] = set,
+        clock: Callable[[], float] = lambda: 100.0,
+        contexts: list[Any] | None = None,
+    ) -> list[RowsFinished]:
+        count = len(payloads)
+        columns = Columns(
+            [TaskId(n) for n in range(count)],
+            states if isinstance(states, list) else [int(states)] * count,
+            [1000] * count,
+            [0] * count,
+            [0] * count,
+            payloads,
+            contexts,
+        )
+        lease = Run(LeaseId(7), columns, deadlines or [200.0] * count, skipped)
+        return list(BatchRunner(worker, slate, retry=retry, clock=clock).run(lease, cancelled))
+
+    return run
+
+
+def outcome(events: list[RowsFinished], count: int) -> list[tuple[Status, bytes]]:
+    """Status and payload by row; every row exactly once."""
+    found = {}
+    for event in events:
+        assert len(event.rows) == len(event.statuses) == len(event.kinds) == len(event.payloads) > 0
+        for row, status, payload in zip(event.rows, event.statuses, event.payloads, strict=True):
+            assert row not in found, f"row {row} was finished twice"
+            assert type(payload) is bytes
+            found[row] = (Status(status), payload)
+    assert sorted(found) == list(range(count))
+    return [found[row] for row in range(count)]
+
+
+def bodies(*values: Any) -> list[bytes]:
+    return [json.dumps(value).encode() for value in values]
+
+
+def oks(*values: Any) -> list[tuple[Status, bytes]]:
+    return [(Status.OK, json.dumps(value).encode()) for value in values]
+
+
+INTERNAL = (Status.INTERNAL, b"inference internal error")
+
+
+# ── what goes right ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_batch_is_one_call_and_one_event(run):
+    worker = Squares()
+    events = run(worker, bodies(1, 2, 3))
+    assert len(events) == 1
+    assert outcome(events, 3) == oks(1, 4, 9)
+    assert worker.calls == [[1, 2, 3]]
+
+
+def test_a_batch_of_one_is_still_a_list(run):
+    worker = Squares()
+    assert outcome(run(worker, bodies(5)), 1) == oks(25)
+    assert worker.calls == [[5]]
+
+
+def test_a_stage_without_batching_gets_the_item_itself(run):
+    worker = Squares(max_batch_size=1)
+    assert outcome(run(worker, bodies(5)), 1) == oks(25)
+    assert worker.calls == [5]
+
+
+def test_codecs_follow_the_place_on_the_route(run):
+    class Spelled(Squares):
+        deserialize = staticmethod(int)
+        serialize = staticmethod(lambda result: b"client %d" % result)
+        deserialize_ipc = staticmethod(lambda data: int(data) * 10)
+        serialize_ipc = staticmethod(lambda result: b"next %d" % result)
+
+    states = [int(ONLY), int(FIRST), int(LAST), 0]
+    events = run(Spelled(), [b"1", b"2", b"3", b"4"], states=states)
+    assert [payload for _, payload in outcome(events, 4)] == [b"client 1", b"next 4", b"client 900", b"next 1600"]
+
+
+def test_forward_may_return_a_tuple_or_an_array(run):
+    numpy = pytest.importorskip("numpy")
+
+    class Odd(Squares):
+        def forward(self, data: Any) -> Any:
+            return numpy.array(data).tolist() if data[0] == 0 else tuple(data)
+
+    assert outcome(run(Odd(), bodies(0, 1)), 2) == oks(0, 1)
+    assert outcome(run(Odd(), bodies(1, 2)), 2) == oks(1, 2)
+
+
+def test_forward_may_empty_the_list_it_was_given(run):
+    class Popping(Squares):
+        def forward(self, data: Any) -> Any:
+            return [data.pop(0) for _ in range(len(data))]
+
+    assert outcome(run(Popping(), bodies(1, 2)), 2) == oks(1, 2)
+
+
+def test_a_serializer_may_return_any_bytes(run):
+    class Views(Squares):
+        def serialize(self, data: Any) -> Any:
+            return [bytes, bytearray, memoryview][data % 3](b"%d" % data)
+
+    assert outcome(run(Views(), bodies(0, 1, 2)), 3) == [(Status.OK, b"%d" % n) for n in (0, 1, 4)]
+
+
+def test_user_code_is_given_bytes_even_for_a_large_payload(run):
+    class Typed(Worker):
+        max_batch_size = 1
+
+        def deserialize(self, data: bytes) -> Any:
+            return type(data).__name__
+
+        def forward(self, data: Any) -> Any:
+            return data
+
+        def deserialize_ipc(self, data: bytes) -> Any:
+            return type(data).__name__
+
+    large = memoryview(b"x" * 100_000)
+    assert outcome(run(Typed(), [large], states=ONLY), 1) == oks("bytes")
+    assert outcome(run(Typed(), [large], states=LAST), 1) == oks("bytes")
+
+
+def test_our_own_codec_reads_a_large_payload_where_it_lies(run):
+    class Plain(Worker):
+        max_batch_size = 1
+
+        def forward(self, data: Any) -> Any:
+            return len(data)
+
+    payload = memoryview(Plain().serialize_ipc(b"x" * 100_000))
+    assert outcome(run(Plain(), [payload], states=LAST), 1) == oks(100_000)
+
+
+def test_compute_time_is_that_of_the_part(run):
+    times = iter([10.0, 10.25])
+    (event,) = run(Squares(), bodies(1), clock=lambda: next(times))
+    assert event.compute_us == 250_000
+
+
+# ── an item's own error ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_item_that_cannot_be_read_leaves_its_neighbours_alone(run):
+    worker = Squares()
+    got = outcome(run(worker, [b"1", b"{", b"3"]), 3)
+    assert got[0::2] == oks(1, 9)
+    assert got[1][0] is Status.BAD_REQUEST and got[1][1].startswith(b"decoding error: ")
+    assert worker.calls == [[1, 3]]
+
+
+def test_a_bug_in_deserialize_is_an_internal_error_and_logged(run, caplog):
+    class Broken(Squares):
+        def deserialize(self, data: bytes) -> Any:
+            return {"1": 1}[data.decode()]
+
+    assert outcome(run(Broken(), [b"1", b"2"], contexts=[None, {"request_id": "abc"}]), 2) == [*oks(1), INTERNAL]
+    assert "request abc failed" in caplog.text and "KeyError: '2'" in caplog.text
+
+
+def test_forward_is_not_called_for_nobody(run):
+    worker = Squares()
+    assert [status for status, _ in outcome(run(worker, [b"{", b"["]), 2)] == [Status.BAD_REQUEST] * 2
+    assert worker.calls == []
+
+
+def test_an_exception_in_the_place_of_a_result_is_that_items_answer(run, caplog):
+    class Picky(Squares):
+        def forward(self, data: Any) -> Any:
+            return [item or ValidationError("nothing there") for item in data]
+
+    assert outcome(run(Picky(), bodies(1, 0, 3)), 3) == [
+        *oks(1),
+        (Status.VALIDATION, b"request validation error: nothing there"),
+        *oks(3),
+    ]
+    assert not caplog.records, "what user code chose to say is not logged"
+
+
+def test_an_item_that_cannot_be_written_leaves_its_neighbours_alone(run, caplog):
+    class Leaky(Squares):
+        def forward(self, data: Any) -> Any:
+            return [item or object() for item in data]
+
+    got = outcome(run(Leaky(), bodies(1, 0)), 2)
+    assert got[0] == oks(1)[0]
+    assert got[1][0] is Status.INTERNAL and b"encoding error" in got[1][1]
+    assert "EncodingError" in caplog.text
+
+
+def test_a_serializer_that_returns_text_is_told_so_in_the_log(run, caplog):
+    class Text(Squares):
+        def serialize(self, data: Any) -> Any:
+            return str(data)
+
+    assert outcome(run(Text(), bodies(1)), 1) == [INTERNAL]
+    assert "a serializer must return bytes, not str" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("http_status", "status"),
+    [(400, Status.BAD_REQUEST), (404, Status.BAD_REQUEST), (408, Status.TIMEOUT), (413, Status.TOO_LARGE),
+     (422, Status.VALIDATION), (429, Status.SHED), (499, Status.CANCELLED), (500, Status.INTERNAL),
+     (503, Status.UNAVAILABLE), (507, Status.INTERNAL)],
+)  # fmt: skip
+def test_every_http_status_has_the_nearest_status(http_status: int, status: Status):
+    assert status_of(http_status) is status
+
+
+def test_the_text_of_an_error_is_bounded(run):
+    class Chatty(Squares):
+        def forward(self, data: Any) -> Any:
+            return [ValidationError("é" * 10_000_000) for _ in data]
+
+    ((status, payload),) = outcome(run(Chatty(), bodies(1)), 1)
+    assert status is Status.VALIDATION and len(payload) < 100_000
+
+
+# ── a batch that fails ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def refuse(*guilty: Any, error: Exception | None = None) -> Callable[[list[Any]], None]:
+    def hook(items: list[Any]) -> None:
+        if set(items) & set(guilty):
+            raise error or RuntimeError("does not fit")
+
+    return hook
+
+
+def test_a_batch_that_raises_runs_again_in_halves_until_the_guilty_is_alone(run, caplog):
+    worker = Squares(refuse(5))
+    events = run(worker, bodies(*range(8)))
+    assert outcome(events, 8) == [*oks(0, 1, 4, 9, 16), INTERNAL, *oks(36, 49)]
+    assert [sorted(event.rows) for event in events] == [[0, 1, 2, 3], [4], [5], [6, 7]]
+    assert worker.calls == [list(range(8)), [0, 1, 2, 3], [4, 5, 6, 7], [4, 5], [4], [5], [6, 7]]
+    assert caplog.text.count("Traceback") == 1, "one traceback: that of the guilty"
+
+
+def test_a_chosen_error_raised_for_a_batch_is_bisected_too(run):
+    worker = Squares(refuse(2, error=ValidationError("not two")))
+    assert outcome(run(worker, bodies(1, 2, 3)), 3) == [
+        *oks(1),
+        (Status.VALIDATION, b"request validation error: not two"),
+        *oks(9),
+    ]
+
+
+def test_halves_are_read_afresh_since_forward_may_have_written_into_its_items(run):
+    class Scaling(Worker):
+        max_batch_size = 4
+
+        def forward(self, data: Any) -> Any:
+            for item in data:
+                item["x"] *= 10
+            if any(item["x"] == 20 for item in data):
+                raise RuntimeError("twenty")
+            return [item["x"] for item in data]
+
+    assert outcome(run(Scaling(), bodies({"x": 1}, {"x": 2}, {"x": 3})), 3) == [*oks(10), INTERNAL, *oks(30)]
+
+
+def test_a_once_only_stage_runs_nothing_twice(run):
+    worker = Squares(refuse(2, error=ServerError("the card was charged")))
+    got = outcome(run(worker, bodies(1, 2, 3), retry=False), 3)
+    assert got == [(Status.INTERNAL, b"internal error: the card was charged")] * 3
+    assert len(worker.calls) == 1
+
+
+def test_one_item_that_raises_is_not_run_again(run):
+    worker = Squares(refuse(2))
+    assert outcome(run(worker, bodies(2)), 1) == [INTERNAL]
+    assert worker.calls == [[2]]
+
+
+def test_items_that_could_not_be_read_are_answered_before_the_halves_run(run):
+    events = run(Squares(refuse(3)), [b"1", b"{", b"3"])
+    assert events[0].rows == [1]
+    assert [status for status, _ in outcome(events, 3)] == [Status.OK, Status.BAD_REQUEST, Status.INTERNAL]
+
+
+@pytest.mark.parametrize("error", [ForwardTimeout, MemoryError, RecursionError])
+def test_errors_that_are_not_of_our_tree(run, error):
+    def hook(items: list[Any]) -> None:
+        raise error
+
+    status = Status.TIMEOUT if error is ForwardTimeout else Status.INTERNAL
+    assert [got for got, _ in outcome(run(Squares(hook), bodies(1, 2)), 2)] == [status] * 2
+
+
+def test_a_batch_that_ran_out_of_time_is_not_bisected(run):
+    def hook(items: list[Any]) -> None:
+        raise ForwardTimeout("3 s")
+
+    worker = Squares(hook)
+    assert outcome(run(worker, bodies(1, 2)), 2) == [(Status.TIMEOUT, b"request timeout: 3 s")] * 2
+    assert len(worker.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("results", "complaint"),
+    [
+        ([1], "got 2 items and returned 1 results"),
+        ([1, 2, 3], "got 2 items and returned 3 results"),
+        (None, "must return a list with one result per item, not NoneType"),
+        (iter([1, 2]), "not list_iterator"),
+        ("ab", "not str"),
+        ({"a": 1, "b": 2}, "not dict"),
+        ({1, 2}, "not set"),
+    ],
+)
+def test_a_wrong_number_of_results_answers_nobody_and_is_not_run_again(run, caplog, results, complaint):
+    class Wrong(Squares):
+        def forward(self, data: Any) -> Any:
+            self.calls.append(data)
+            return results
+
+    worker = Wrong()
+    assert outcome(run(worker, bodies(1, 2)), 2) == [INTERNAL] * 2
+    assert len(worker.calls) == 1
+    assert complaint in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("death", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["deserialize", "forward", "serialize"])
+def test_what_is_meant_to_end_the_process_ends_it(run, death, where):
+    class Dying(Squares):
+        pass
+
+    def die(self: Any, data: Any) -> Any:
+        raise death
+
+    setattr(Dying, where, die)
+    with pytest.raises(death):
+        run(Dying(), bodies(1, 2))
+
+
+# ── time and cancellation ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_item_past_its_deadline_is_not_run(run):
+    worker = Squares()
+    got = outcome(run(worker, bodies(1, 2, 3), deadlines=[200.0, 100.0, 99.0]), 3)
+    assert [status for status, _ in got] == [Status.OK, Status.TIMEOUT, Status.TIMEOUT]
+    assert worker.calls == [[1]]
+
+
+def test_an_item_that_was_cancelled_is_not_run(run):
+    worker = Squares()
+    got = outcome(run(worker, bodies(1, 2, 3), skipped=frozenset({0}), cancelled=lambda: {2}), 3)
+    assert [status for status, _ in got] == [Status.CANCELLED, Status.OK, Status.CANCELLED]
+    assert worker.calls == [[2]]
+
+
+def test_halves_stop_at_the_deadline(run):
+    now = 100.0
+
+    def hook(items: list[Any]) -> None:
+        nonlocal now
+        now += 60
+        raise RuntimeError
+
+    worker = Squares(hook)
+    got = outcome(run(worker, bodies(1, 2, 3, 4), deadlines=[200, 200, 200, 999], clock=lambda: now), 4)
+    assert [status for status, _ in got] == [Status.TIMEOUT, Status.TIMEOUT, Status.TIMEOUT, Status.INTERNAL]
+    assert worker.calls == [[1, 2, 3, 4], [1, 2], [4]]
+
+
+def test_halves_leave_out_what_was_cancelled_meanwhile(run):
+    gone: set[int] = set()
+
+    def hook(items: list[Any]) -> None:
+        gone.update({1, 2})
+        raise RuntimeError
+
+    worker = Squares(hook)
+    got = outcome(run(worker, bodies(1, 2, 3, 4), cancelled=lambda: gone), 4)
+    assert [status for status, _ in got] == [Status.INTERNAL, Status.CANCELLED, Status.CANCELLED, Status.INTERNAL]
+
+
+# ── the slate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_slate_says_what_is_done_with_which_row(run, slate: Slate):
+    seen = []
+
+    class Watched(Squares):
+        def deserialize(self, data: bytes) -> Any:
+            seen.append(slate.read()[:3])
+            return super().deserialize(data)
+
+        def forward(self, data: Any) -> Any:
+            seen.append(slate.read()[:3])
+            return data
+
+        def serialize(self, data: Any) -> bytes:
+            seen.append(slate.read()[:3])
+            return super().serialize(data)
+
+    run(Watched(), bodies(1, 2))
+    assert seen == [
+        (7, Phase.DECODE, 0),
+        (7, Phase.DECODE, 1),
+        (7, Phase.FORWARD, 0),
+        (7, Phase.ENCODE, 0),
+        (7, Phase.ENCODE, 1),
+    ]
+    assert slate.read() == (0, Phase.IDLE, 0, 1)
+
+
+def test_the_slate_is_idle_only_when_the_last_results_were_taken(slate: Slate):
+    lease = Run(LeaseId(7), Columns([TaskId(1)], [3], [1], [0], [0], [b"1"]), [200.0], frozenset())
+    events = BatchRunner(Squares(), slate, retry=True, clock=lambda: 1.0).run(lease, set)
+    next(events)
+    assert slate.read().lease == 7
+    assert next(events, None) is None
+    assert slate.read().lease == 0
+
+
+# ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_traceback_names_the_requests_it_is_about(run, caplog):
+    contexts = [{"request_id": "one"}, None, {"traceparent": "00"}]
+    run(Squares(refuse(1)), bodies(1, 1, 1), retry=False, contexts=contexts)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR and "request one - - failed" in record.getMessage()
+
+
+def test_an_error_that_cannot_be_shown_still_answers(run):
+    class Mute(ZmeshError):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert outcome(run(Squares(refuse(1, error=Mute())), bodies(1)), 1) == [
+        (Status.INTERNAL, b"zmesh error: zmesh error")
+    ]
+
+
+def test_a_client_error_of_deserialize_keeps_its_words(run):
+    class Strict(Squares):
+        def deserialize(self, data: bytes) -> Any:
+            raise DecodingError("not\nlike this")
+
+    assert outcome(run(Strict(), [b"1"]), 1) == [(Status.BAD_REQUEST, b"decoding error: not - like this")]

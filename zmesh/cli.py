@@ -1,0 +1,302 @@
+"""`zmesh`: verbs at a terminal. A user's mistake is one line on stderr and an exit code, never a traceback of ours.
+
+Exit codes: 0 fine, 1 could not start, 2 usage, 3 a stage never became ready, 4 the drain ran out of time. Nothing but
+click and the table of options is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from zmesh.config import OPTIONS, Option, Settings
+from zmesh.errors import StartError, UsageError
+
+if TYPE_CHECKING:
+    from zmesh.config import Plan
+
+__all__ = ["main", "parse_known", "show_plan", "table"]
+
+INTERRUPTED = 130
+STATUS_SECONDS = 5.0
+STATUS_BYTES_MAX = 64 * 1024 * 1024
+STATUS_URL = "http://127.0.0.1:8000"
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Do what the command line says and exit."""
+    own, user_args = _split(sys.argv[1:] if args is None else args)
+    try:
+        code = zmesh.main(own, prog_name="zmesh", standalone_mode=False, obj=user_args)
+        sys.exit(code)
+    except StartError as error:
+        if detail := getattr(error, "detail", ""):
+            click.echo(detail, err=True, nl=False)
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        _fail(_readable(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+
+
+def _split(args: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What is ours, and what follows `--`: the app file's own."""
+    end = args.index("--") if "--" in args else len(args)
+    return list(args[:end]), tuple(args[end + 1 :])
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    click.echo(f"zmesh: {text}", err=True)
+    sys.exit(code)
+
+
+def _readable(error: click.ClickException) -> str:
+    """One line: what is wrong, and where to read more."""
+    said = " ".join(error.format_message().split())
+    said = (said[:1].lower() + said[1:]).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{said}; see {context.command_path} --help" if context is not None else said
+
+
+# ── the table of options, for every verb that starts something ────────────────────────────────────────────────────
+
+
+def _parameters() -> list[click.Parameter]:
+    defaults = Settings()
+    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS]
+
+
+def _parameter(option: Option, default: object) -> click.Parameter:
+    kinds: dict[str, Any] = {"int": int, "choice": click.Choice(option.choices)}
+    notes = [option.help]
+    if option.unit in ("ms", "bytes"):
+        notes.append(f"in {option.unit}")
+    if default not in ("", ()):
+        notes.append(f"default {default}")
+    return click.Option(
+        [option.flag, *option.aliases, option.name],
+        type=kinds.get(option.kind, str),
+        multiple=option.kind == "list",
+        metavar=option.metavar or None,
+        help=f"{'; '.join(notes)} [{option.variable}]",
+    )
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, object]:
+    """Only what stood on the command line."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], tuple[str, ...]]:
+    """The options of `python app.py …`: what was given of ours, and all other arguments, which are the file's own.
+
+    Shows the help and exits when it is asked for. Raises UsageError for a value that cannot be read.
+    """
+    own, user_args = _split(args)
+    tolerant = {"ignore_unknown_options": True, "allow_extra_args": True}
+    help = "Serve the stages of this file over HTTP. Other arguments are left to the file."
+    command = click.Command(program, params=_parameters(), context_settings=tolerant, help=help)
+    try:
+        context = command.make_context(program, own)
+    except click.ClickException as error:
+        raise UsageError(_readable(error)) from error
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    if any(arg.startswith("-") for arg in context.args):
+        click.echo(f"zmesh: not options of zmesh, left to {program}: {' '.join(context.args)}", err=True)
+    return _given(context.params), (*context.args, *user_args)
+
+
+# ── verbs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HELP = {"help_option_names": ["--help", "-h"], "max_content_width": 120}
+OUTPUT = click.Option(["-o", "--output", "output"], type=click.Choice(["text", "json"]), default="text")
+app_argument = click.argument("app", required=False)
+
+
+@click.group(context_settings=HELP, invoke_without_command=True)
+@click.option("--version", is_flag=True, help="Show the version.")
+@click.pass_context
+def zmesh(context: click.Context, version: bool) -> int:
+    """Serve machine-learning pipelines over HTTP.
+
+    zmesh run app.py starts everything on this host; what follows -- is left to app.py.
+    """
+    if version:
+        _say_version()
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(UsageError.exit_code)
+    return 0
+
+
+@zmesh.command("run", params=_parameters())
+@app_argument
+@click.pass_obj
+def run(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Serve APP on this host: gateway, broker, workers.
+
+    APP is a Python file that makes a Server; by default $ZMESH_APP, or ./app.py.
+    """
+    return _execute("run", app, user_args, _given(options))
+
+
+@zmesh.command("gateway", params=_parameters(), hidden=True)
+@app_argument
+@click.pass_obj
+def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """The HTTP side of APP; started by `zmesh run`."""
+    from zmesh.pipe import child_pipe
+
+    pipe = child_pipe()  # before any code of the user: from here on we end when our agent does
+    if pipe is None:
+        raise UsageError("a gateway is started by its agent; start both with: zmesh run app.py")
+    try:
+        return _execute("gateway", app, user_args, _given(options), pipe=pipe)
+    except StartError as error:
+        pipe.send(say="failed", text=getattr(error, "detail", ""), line=str(error))
+        raise
+
+
+@zmesh.command("check", params=[OUTPUT, *_parameters()])
+@app_argument
+@click.pass_obj
+def check(user_args: tuple[str, ...], /, app: str | None, output: str, **options: Any) -> int:
+    """Show the stages and routes of APP; start nothing."""
+    return _execute("check", app, user_args, _given(options), output=output)
+
+
+@zmesh.command("status", params=[OUTPUT])
+@click.argument("url", default=STATUS_URL)
+def status(url: str, output: str) -> int:
+    """Show the stages, workers and queues of the mesh at URL."""
+    text, snapshot = _fetch(url)
+    click.echo(text if output == "json" else _status_text(snapshot))
+    return 0
+
+
+@zmesh.command("version")
+def version() -> int:
+    """Show the version."""
+    _say_version()
+    return 0
+
+
+def _say_version() -> None:
+    from zmesh import __version__
+
+    click.echo(f"zmesh {__version__}")
+
+
+def _execute(verb: str, app: str | None, user_args: tuple[str, ...], given: dict[str, object], **more: Any) -> int:
+    """Run the app file for this verb. If it ends without `run()`, its only Server is run."""
+    from zmesh import loader
+
+    path = _app_path(app)
+    loader.current_verb.become(verb, app_path=path, given=given, user_args=user_args, **more)
+    module = loader.run_as_main(path, user_args)
+    if not loader.current_verb.has_started:
+        from zmesh.server import Server
+
+        loader.find_one(module, Server, path).run()
+    return 0
+
+
+def _app_path(app: str | None) -> str:
+    path = app or os.environ.get("ZMESH_APP") or "app.py"
+    if app is None and path == "app.py" and not os.path.exists(path):
+        raise UsageError("which app? name its file (zmesh run app.py), set ZMESH_APP, or stand where an app.py is")
+    return path
+
+
+# ── what they show ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Aligned columns, numbers to the right. Nothing in it can move the cursor of a terminal."""
+    lines = [list(head), *([_printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    numeric = [all(line[column].isdecimal() for line in lines[1:]) and len(lines) > 1 for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _printable(cell: object) -> str:
+    text = ("no", "yes")[cell] if isinstance(cell, bool) else str(cell)
+    return "".join(letter if letter.isprintable() else "?" for letter in text) or "-"
+
+
+def show_plan(plan: Plan, output: str) -> None:
+    """What `zmesh check` says."""
+    if output == "json":
+        click.echo(plan.to_json())
+        return
+    stages = [
+        (stage.name, stage.num, stage.max_batch_size, f"{stage.max_wait_ms:g} ms", stage.worker)
+        for stage in plan.stages
+    ]
+    routes = [(route.path, " → ".join(route.stages), route.mime_type) for route in plan.routes]
+    click.echo(table(("STAGE", "WORKERS", "BATCH", "WAIT", "CLASS"), stages))
+    click.echo()
+    click.echo(table(("ROUTE", "STAGES", "ANSWERS"), routes))
+
+
+def _fetch(url: str) -> tuple[str, dict[str, Any]]:
+    """The snapshot of a mesh. Raises StartError when nobody is there, or not a gateway."""
+    import http.client
+    import json
+    import urllib.error
+    import urllib.request
+
+    base = (url if "://" in url else f"http://{url}").rstrip("/")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a mesh is near, a proxy is not
+    try:
+        with direct.open(f"{base}/mesh", timeout=STATUS_SECONDS) as answer:
+            text = answer.read(STATUS_BYTES_MAX).decode()
+        snapshot = json.loads(text)
+    except urllib.error.HTTPError as error:
+        raise StartError(f"{base}/mesh answered {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise StartError(f"nobody answers at {base}: {getattr(reason, 'strerror', None) or reason}") from error
+    except ValueError as error:
+        raise StartError(f"{base} is not the address of a zmesh gateway") from error
+    if not isinstance(snapshot, dict) or not isinstance(snapshot.get("stages"), list):
+        raise StartError(f"{base} is not the address of a zmesh gateway")
+    return text, snapshot
+
+
+STAGE_COLUMNS = ("name", "ready_workers", "queued", "queued_bytes", "suspects", "leased")
+WORKER_COLUMNS = ("worker_id", "host", "pid", "state", "leases", "batches", "tasks")
+
+
+def _status_text(snapshot: dict[str, Any]) -> str:
+    stages = [stage for stage in snapshot["stages"] if isinstance(stage, dict)]
+    workers = [
+        (stage.get("name", ""), *(worker.get(column, "") for column in WORKER_COLUMNS))
+        for stage in stages
+        for worker in stage.get("workers", ())
+    ]
+    routes = [
+        (route.get("path", ""), " → ".join(route.get("stages", ())), route.get("ready", ""))
+        for route in snapshot.get("routes", ())
+    ]
+    parts = [
+        table(
+            ("STAGE", "READY", "QUEUED", "BYTES", "SUSPECTS", "LEASED"),
+            ([stage.get(column, "") for column in STAGE_COLUMNS] for stage in stages),
+        ),
+        table(("STAGE", "WORKER", "HOST", "PID", "STATE", "LEASES", "BATCHES", "TASKS"), workers),
+        table(("ROUTE", "STAGES", "READY"), routes),
+    ]
+    return "\n\n".join((["draining"] if snapshot.get("draining") else []) + parts)

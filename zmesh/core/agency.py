@@ -1,0 +1,142 @@
+"""The agent's half: it speaks for the processes of its host, and hears whom it should end.
+
+An agent says HELLO until it is welcome, then how its workers are, every heartbeat. That a worker exited is said at
+once, and again with every heartbeat and to every new broker until an ACK names it: for the broker it is the one proof
+of a death. Nothing here is ever final; an agent that is refused says why and tries again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import TypeAlias
+
+from zmesh.config import Limits
+from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.events import Heard, LinkLost, Started, Tick
+from zmesh.core.session import Contact, ContactState
+from zmesh.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Exited,
+    Heartbeat,
+    Hello,
+    Kill,
+    PeerId,
+    Refuse,
+    RefuseCode,
+    Role,
+    SessionId,
+    Welcome,
+    WorkerBeat,
+)
+
+__all__ = ["AgentEffect", "AgentEvent", "AgentLink", "Beat", "End", "WorkerGone"]
+
+EXITS_MAX = 1024  # exits not yet acknowledged; the oldest is forgotten, its worker is silent in any case
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A process ended."""
+
+    message: Exited
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Send a HEARTBEAT with what is known of the workers; see `AgentLink.heartbeat`."""
+
+    session: SessionId
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """End this process, if `lease` is still what it runs."""
+
+    message: Kill
+
+
+AgentEvent: TypeAlias = Started | Heard | LinkLost | Tick | WorkerGone
+AgentEffect: TypeAlias = Transmit | Reconnect | Report | Beat | End
+
+
+class AgentLink:
+    """A pure state machine like `Link` and `Session`; `handle` is its one door."""
+
+    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits) -> None:
+        self._hello = Hello([PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint)
+        self._contact = Contact(limits)
+        self._exits: dict[PeerId, Exited] = {}  # not yet acknowledged, in the order they happened
+        self._effects: list[AgentEffect] = []
+        self._unsaid: dict[PeerId, Exited] = {}  # of these, the ones to say in this turn
+
+    def next_wakeup(self) -> float | None:
+        """When `handle` must be called at the latest; None when only an event can matter."""
+        wake = self._contact.wakeup()
+        return None if wake == inf else wake
+
+    def heartbeat(self, workers: list[WorkerBeat]) -> Heartbeat:
+        return Heartbeat(self._contact.epoch, 0, workers)
+
+    def handle(self, *events: AgentEvent, now: float) -> list[AgentEffect]:
+        """Take what happened, in order, and return what must be done, in order."""
+        self._contact.turn(now)
+        for event in events:
+            match event:
+                case Started():
+                    self._contact.start(now)
+                case Heard(session, message):
+                    self._hear(session, message, now)
+                case WorkerGone(exited):
+                    self._note(exited)
+                case LinkLost():
+                    self._lose(0.0)
+                case _:
+                    pass  # a Tick
+        if self._contact.is_silent(now):
+            self._lose(0.0)
+        return self._hand_out(now)
+
+    def _hear(self, session: SessionId, message: object, now: float) -> None:
+        contact = self._contact
+        contact.heard_at = now
+        ours = contact.joined and session == contact.session
+        match message:
+            case Welcome() if contact.join(message, now):
+                self._unsaid = dict(self._exits)
+            case Ack(peers=peers) if ours:
+                for peer in peers:
+                    self._exits.pop(peer, None)
+            case Kill() if ours:
+                self._effects.append(End(message))
+            case Refuse(code=RefuseCode.UNKNOWN_PEER):
+                self._lose(0.0)
+            case Refuse(text=text, retry_after_ms=retry_after_ms):
+                self._effects.append(Report("error", f"the broker refuses this agent: {text}"))
+                self._lose(retry_after_ms / 1000 or contact.heartbeat_seconds)
+            case _:
+                pass  # a sign of life
+
+    def _note(self, exited: Exited) -> None:
+        if len(self._exits) >= EXITS_MAX:
+            del self._exits[next(iter(self._exits))]
+        self._exits[exited.peer] = self._unsaid[exited.peer] = exited
+
+    def _lose(self, again_after: float) -> None:
+        self._effects += self._contact.lose(again_after)
+
+    def _hand_out(self, now: float) -> list[AgentEffect]:
+        contact = self._contact
+        effects, self._effects = self._effects, []
+        if contact.state is ContactState.GREETING and now >= contact.speak_at:
+            effects.append(Transmit(contact.session, replace(self._hello, connection=contact.connection)))
+            contact.spoke(now)
+        if contact.joined:
+            if now >= contact.speak_at:
+                effects.append(Beat(contact.session))
+                self._unsaid = dict(self._exits)
+                contact.spoke(now)
+            effects += [Transmit(contact.session, exited) for exited in self._unsaid.values()]
+            self._unsaid = {}
+        return effects

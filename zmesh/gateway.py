@@ -1,0 +1,295 @@
+"""The gateway: one program that speaks HTTP and owns each request until its answer.
+
+`Inference` stands in front and answers the routes of the plan; behind it is a FastAPI app with the pages of an operator
+(`/`, `/livez`, `/readyz`, `/mesh`, `/metrics`, `/openapi/…`) and whatever a user added to it. With a user's middleware
+inference passes through the whole app, so that the middleware guards it. uvicorn carries the bytes; signals are not its
+business: `start_drain` ends a gateway.
+
+To drain is: not ready → stop accepting → connections finish → the end. What is left when time is up gets 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Generator, Mapping, MutableMapping
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Match, NoMatchFound, Route
+
+from zmesh import openapi
+from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
+from zmesh.config import Plan, Settings
+from zmesh.errors import StartError
+from zmesh.inference import AsgiApp, Inference, Receive, Scope, Send
+from zmesh.linkage import BrokerLink, BrokerSilent, Port
+from zmesh.telemetry import GatewayCounts, render
+
+__all__ = ["Gateway", "Port", "make_app", "readiness"]
+
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+LAST_WORDS_SECONDS = 0.5  # for the 503s of an expired drain to leave
+
+Snapshot = Mapping[str, Any]
+
+
+def make_app() -> FastAPI:
+    """An app for a user to add routes and middleware to. FastAPI's own docs and schema routes are off."""
+    return FastAPI(title="zmesh", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+
+
+def readiness(snapshot: Snapshot) -> tuple[bool, dict[str, Any]]:
+    """Whether every stage of every route has a ready worker, and in words for `/readyz` what is missing."""
+    routes: dict[str, list[str]] = {}
+    for route in snapshot.get("routes", ()):
+        for stage in route["stages"]:
+            routes.setdefault(stage, []).append(route["path"])
+    missing = [
+        {"stage": stage["name"], "failing": stage.get("failing"), "routes": routes[stage["name"]]}
+        for stage in snapshot.get("stages", ())
+        if stage["name"] in routes and (stage.get("failing") or not stage["ready_workers"])
+    ]
+    is_draining = bool(snapshot.get("draining"))
+    is_ready = not missing and not is_draining
+    return is_ready, {"ready": is_ready, "draining": is_draining, "missing": missing}
+
+
+class Gateway:
+    """`serve` on a listening socket until `start_drain` has run its course. One gateway serves once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Settings,
+        port: Port,
+        app: FastAPI | None = None,
+        schemas: Mapping[str, openapi.RouteSchema] | None = None,
+    ) -> None:
+        app = make_app() if app is None else app
+        if app.router.dependencies:
+            raise StartError(
+                "global dependencies of the app would not guard inference: use middleware instead of dependencies=[…]"
+            )
+        self.counts = GatewayCounts()
+        self.link = BrokerLink(plan, settings.limits(), port)
+        is_guarded = bool(app.user_middleware)
+        self.inference = Inference(plan, settings, self.link, self.counts, app, is_guarded=is_guarded)
+        document = openapi.metadata(plan, schemas, version=VERSION)
+        _install(app, _Pages(self, settings.namespace, json.dumps(document).encode()))
+        self._server = _Server(self.inference)
+        self._timers: list[asyncio.TimerHandle] = []
+        self._expired = False
+
+    @property
+    def started(self) -> asyncio.Event:
+        """Set once connections are accepted."""
+        return self._server.listening
+
+    async def serve(self, sock: socket.socket) -> bool:
+        """True when everything accepted was answered, False when the drain expired. Closes `sock`.
+
+        Raises StartError when the app's lifespan fails.
+        """
+        self.link.start()
+        try:
+            await self._server.serve(sockets=[sock])
+        finally:
+            self.link.close()
+            for timer in self._timers:
+                timer.cancel()
+        return not self._expired
+
+    def start_drain(self, seconds: float) -> None:
+        """Take nothing new, finish what was accepted within `seconds`. Called again, the shorter time counts."""
+        self.inference.is_draining = True
+        self._server.should_exit = True
+        self._timers.append(asyncio.get_running_loop().call_later(seconds, self._expire))
+
+    def _expire(self) -> None:
+        left = self.inference.expire()
+        self._expired = self._expired or bool(left or self._server.server_state.tasks)
+        self._timers.append(asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._server.abort))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the program that hosts it has its own."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                lifespan="auto",
+                interface="asgi3",
+                access_log=False,
+                log_config=None,
+                log_level="warning",
+                server_header=False,
+                date_header=True,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                backlog=BACKLOG,
+            )
+        )
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets=sockets)
+        except SystemExit:  # uvicorn has logged the traceback
+            raise StartError("the startup of the app's lifespan failed; the log says why") from None
+        self.listening.set()
+
+    def abort(self) -> None:
+        """Cut what is still connected."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            if (transport := getattr(connection, "transport", None)) is not None:
+                transport.abort()
+
+
+# ── behind inference ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _install(app: FastAPI, pages: _Pages) -> None:
+    """Our pages come before the user's routes, our words for "not found" after all of them."""
+    inner = app.router.default
+
+    async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await inner(scope, receive, send)
+        else:
+            await _response(Request(scope), Refusal(404, "not found"))(scope, receive, send)
+
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        allow = (getattr(error, "headers", None) or {}).get("Allow", "")
+        return _response(request, Refusal(405, "method not allowed", allow=allow.encode("latin-1")))
+
+    app.router.default = not_found
+    app.exception_handlers.setdefault(405, wrong_method)
+    app.router.routes[:0] = pages.routes()
+
+
+def _response(request: Request, refusal: Refusal) -> Response:
+    given = request.headers.get("x-request-id", "").encode("latin-1")
+    request_id = given if sane_token(given) else new_request_id()
+    answer: Answer = failure(refusal, request_id, request.headers.get("accept", "").encode("latin-1"))
+    response = Response(status_code=answer.status)
+    response.body, response.raw_headers = answer.body, list(answer.headers)
+    return response
+
+
+class _InferenceRoute(BaseRoute):
+    """Inference from within the app, by exact path: neither a mount nor a redirect for slashes gets in its way."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._inference = inference
+
+    def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
+        # The router asks again with another path to see whether a slash is missing; it is not.
+        asked = scope.setdefault("zmesh.path", scope["path"]) if scope["type"] == "http" else None
+        is_ours = asked is not None and asked == scope["path"] and asked in self._inference.paths
+        return (Match.FULL if is_ours else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._inference.answer(scope, receive, send)
+
+    def url_path_for(self, name: str, /, **path_params: Any) -> Any:
+        raise NoMatchFound(name, path_params)
+
+
+class _Pages:
+    """What an operator may ask. The broker is asked anew for each answer that needs it."""
+
+    def __init__(self, gateway: Gateway, namespace: str, document: bytes) -> None:
+        self._gateway, self._namespace, self._document = gateway, namespace, document
+
+    def routes(self) -> list[BaseRoute]:
+        pages = {
+            "/": self.root,
+            "/livez": self.livez,
+            "/readyz": self.readyz,
+            "/mesh": self.mesh,
+            "/metrics": self.metrics,
+            "/openapi/metadata.json": self.metadata,
+            "/openapi/swagger": self.swagger_slash,
+            "/openapi/swagger/": self.swagger,
+            "/openapi/swagger/{name}": self.swagger,
+        }
+        routes: list[BaseRoute] = [_InferenceRoute(self._gateway.inference)]
+        return routes + [Route(path, page, methods=["GET"], include_in_schema=False) for path, page in pages.items()]
+
+    @property
+    def _is_draining(self) -> bool:
+        return self._gateway.inference.is_draining
+
+    async def root(self, request: Request) -> Response:
+        if self._is_draining:
+            return PlainTextResponse(DRAINING, 503, {"retry-after": "1"})
+        return PlainTextResponse(f"zmesh/{VERSION}")
+
+    async def livez(self, request: Request) -> Response:
+        return PlainTextResponse("alive")
+
+    async def readyz(self, request: Request) -> Response:
+        try:
+            is_ready, body = readiness(await self._gateway.link.stats())
+        except BrokerSilent as error:
+            is_ready, body = False, {"ready": False, "draining": False, "missing": [], "broker": str(error)}
+        if self._is_draining:
+            is_ready, body = False, {**body, "ready": False, "draining": True}
+        if is_ready:
+            return JSONResponse(body)
+        return JSONResponse(body, 503, {"retry-after": "1"})
+
+    async def mesh(self, request: Request) -> Response:
+        gateway = {
+            "version": VERSION,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "requests": self._gateway.inference.calls,
+            "draining": self._is_draining,
+        }
+        try:
+            return JSONResponse({"gateway": gateway, **await self._gateway.link.stats()})
+        except BrokerSilent as error:
+            return JSONResponse({"gateway": gateway, "error": str(error)}, 503)
+
+    async def metrics(self, request: Request) -> Response:
+        try:
+            snapshot = await self._gateway.link.stats()
+        except BrokerSilent:
+            snapshot = None
+        accept = request.headers.get("accept", "")
+        text, content_type = render(self._namespace, self._gateway.counts, snapshot, accept)
+        return Response(text, headers={"content-type": content_type})
+
+    async def metadata(self, request: Request) -> Response:
+        return Response(self._document, media_type="application/json")
+
+    async def swagger_slash(self, request: Request) -> Response:
+        return Response(status_code=303, headers={"location": "swagger/"})
+
+    async def swagger(self, request: Request) -> Response:
+        name = request.path_params.get("name", "index.html")
+        if name not in openapi.PAGE_FILES:
+            return _response(request, Refusal(404, "not found"))
+        headers = {
+            "content-type": openapi.PAGE_FILES[name],
+            "content-security-policy": openapi.CONTENT_SECURITY_POLICY,
+            "x-content-type-options": "nosniff",
+            "cache-control": "no-cache" if name == "index.html" else "public, max-age=3600",
+        }
+        return Response(openapi.page_file(name), headers=headers)

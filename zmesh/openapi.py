@@ -1,0 +1,136 @@
+"""The OpenAPI 3.1 document of the inference routes, and the page that shows it.
+
+`metadata` writes the document from the plan. What a worker knows of its request and result travels as a `RouteSchema`;
+without one a body is whatever its media type says. The page is Swagger UI from our own files (`static/swagger/`, with
+the sums of what was taken over in its MANIFEST.json): it loads nothing from anywhere else, and its policy forbids it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from zmesh.config import Plan, RoutePlan
+
+__all__ = ["CONTENT_SECURITY_POLICY", "PAGE_FILES", "RouteSchema", "metadata", "page_file"]
+
+Json = dict[str, Any]
+
+STATIC = Path(__file__).parent / "static" / "swagger"
+
+PAGE_FILES: Mapping[str, str] = {
+    "index.html": "text/html; charset=utf-8",
+    "start.js": "text/javascript; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "favicon-32x32.png": "image/png",
+}
+"""What may be asked for, and its content type."""
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+ERRORS: Mapping[int, str] = {
+    400: "The body is empty or cannot be decoded, or a header cannot be read",
+    405: "Only POST is served here",
+    408: "No answer before the deadline",
+    413: "The body is larger than this server takes",
+    422: "The body was decoded and is not valid",
+    429: "Too many requests wait; retry-after says when to come again",
+    500: "The worker failed on this request",
+    503: "The server is draining, or a stage cannot be started; retry-after says when to come again",
+}
+
+HEADERS: Mapping[str, tuple[Json, str]] = {
+    "x-request-timeout": (
+        {"type": "number", "exclusiveMinimum": 0},
+        "Seconds to wait for the answer, within the server's",
+    ),
+    "x-request-id": ({"type": "string", "maxLength": 128}, "Name of this request in answers and logs"),
+    "traceparent": ({"type": "string"}, "W3C trace context, handed to every stage"),
+}
+
+
+class RouteSchema(NamedTuple):
+    """JSON Schemas of one route's request and result (None: unknown), and the components they refer to."""
+
+    request: Json | None = None
+    response: Json | None = None
+    components: Mapping[str, Json] = MappingProxyType({})
+
+
+def metadata(plan: Plan, schemas: Mapping[str, RouteSchema] | None = None, *, version: str = "0") -> Json:
+    """The document, ready for JSON. `schemas` maps a route's path to what is known of it."""
+    known = schemas or {}
+    paths: Json = {}
+    components: Json = {}
+    for route in plan.routes:
+        schema = known.get(route.path, RouteSchema())
+        paths[route.path] = {"post": _operation(plan, route, schema)}
+        components.update(schema.components)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "zmesh inference", "version": version},
+        "paths": paths,
+        "components": {"schemas": components | {"Problem": _problem()}},
+    }
+
+
+def _operation(plan: Plan, route: RoutePlan, schema: RouteSchema) -> Json:
+    responses: Json = {"200": {"description": "The result", "content": _content(route.mime_type, schema.response)}}
+    if route.sse:
+        responses["200"] = {"description": "Events, as they happen", "content": _content("text/event-stream", None)}
+    responses |= {str(code): {"description": text, "content": _error_content()} for code, text in ERRORS.items()}
+    taken = plan.stage(route.stages[0]).mime_type
+    content = _content(taken, schema.request)
+    if schema.request is None:
+        content.setdefault("application/octet-stream", {})
+    return {
+        "operationId": "infer" + route.path.replace("_", "__").replace("/", "_"),
+        "summary": " → ".join(route.stages),
+        "parameters": [
+            {"name": name, "in": "header", "required": False, "schema": shape, "description": text}
+            for name, (shape, text) in HEADERS.items()
+        ],
+        "requestBody": {"required": True, "content": content},
+        "responses": responses,
+    }
+
+
+def _content(mime_type: str, schema: Json | None) -> Json:
+    return {mime_type: {} if schema is None else {"schema": schema}}
+
+
+def _error_content() -> Json:
+    return {
+        "text/plain": {"schema": {"type": "string"}},
+        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
+    }
+
+
+def _problem() -> Json:
+    return {
+        "type": "object",
+        "description": "Problem details (RFC 9457), for who accepts application/problem+json",
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "request_id": {"type": "string"},
+        },
+        "required": ["type", "title", "status", "detail"],
+    }
+
+
+@functools.cache
+def page_file(name: str) -> bytes:
+    """The content of one of `PAGE_FILES`, read once. Raises KeyError for any other name."""
+    if name not in PAGE_FILES:
+        raise KeyError(name)
+    return (STATIC / name).read_bytes()

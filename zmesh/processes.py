@@ -1,0 +1,192 @@
+"""The processes of one host as their agent sees them: started, watched, ended, never left behind.
+
+A child is exec'd, never forked from a process with threads and sockets. It has a session of its own, so that a terminal
+signals only the agent, and whatever it starts is in its process group and ends with it. Its exit is known at once, by a
+pidfd, and until it is reaped its number cannot belong to anybody else, so that no signal ever meets a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from zmesh.config import StagePlan
+from zmesh.core.restarts import Deeds, Restarts
+from zmesh.messages import Exited, PeerId, WorkerBeat
+from zmesh.pipe import PIPE_VARIABLE, Slate, pipe_pair
+
+__all__ = ["Child", "OutOfMemoryKills", "Slot", "signal_name"]
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def signal_name(code: int) -> str:
+    """How a process ended, in words, from its exit code or minus its signal."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+class Child:
+    """One process. `document` is its first line on the pipe; `env` is laid over our environment, which stays as it is.
+
+    Start it from the main thread only: a child ends when the *thread* that started it does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        document: Mapping[str, object],
+        *,
+        env: Mapping[str, str] | None = None,
+        slate: Slate | None = None,
+        keep: Sequence[int] = (),
+    ) -> None:
+        self.name, self.slate = name, slate
+        self.peer = PeerId(os.urandom(16))
+        self.started_at = monotonic()
+        self.is_ready = False
+        self.failure = ""  # the traceback of a start that failed
+        self.failure_line = ""
+        self.pipe, theirs = pipe_pair()
+        fds = [theirs.fileno(), *keep, *([slate.fd] if slate else [])]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **(env or {}), PIPE_VARIABLE: f"{fds[0]}:{os.getpid()}"},
+                pass_fds=fds,
+                start_new_session=True,
+            )
+        except OSError:
+            self.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self.pipe.send(**document, peer=self.peer.hex(), **({"slate": slate.fd} if slate else {}))
+
+    def kill(self) -> None:
+        """At once, and whatever it started with it. Harmless when it has ended already."""
+        if self._process.returncode is None:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            self._kill_group()
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # nobody is left in it
+
+    def reap(self) -> int:
+        """Wait for it; its exit code, or minus its signal. What it started and left behind ends now."""
+        os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        self._kill_group()
+        code = self._process.wait()
+        os.close(self.pidfd)
+        return code
+
+    def close(self) -> None:
+        """Forget it, after `reap`."""
+        self.pipe.close()
+        if self.slate is not None:
+            self.slate.close()
+
+    def beat(self, stage: str, worker_id: int) -> WorkerBeat:
+        assert self.slate is not None, "only workers have a slate"
+        words = self.slate.read()
+        return WorkerBeat(self.peer, stage, worker_id, self.pid, words.lease, words.phase, self._rss_bytes())
+
+    def exited(self, stage: str, worker_id: int, code: int, *, is_oom: bool, is_failing: bool) -> Exited:
+        """What the broker is told of its end."""
+        assert self.slate is not None, "only workers have a slate"
+        words = self.slate.read()
+        reason = self.failure or self.failure_line or signal_name(code)
+        return Exited(
+            self.peer, stage, worker_id, code, words.lease, words.phase, words.row, is_oom, reason, is_failing
+        )
+
+    def _rss_bytes(self) -> int:
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+        except (OSError, IndexError, ValueError):
+            return 0  # it ended a moment ago
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A place for one process: a worker of `stage`, or the gateway if there is none."""
+
+    stage: StagePlan | None
+    worker_id: int
+    restarts: Restarts
+    start_at: float | None = 0.0  # None while it runs, or must not
+    help_at: float | None = None  # when it is killed because it said goodbye and did not go
+    child: Child | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage.name}/{self.worker_id}" if self.stage else "gateway"
+
+    def deeds(self) -> Deeds:
+        assert self.child is not None, "nobody is in this slot"
+        if self.child.slate is None:
+            return Deeds.WORKED if self.child.is_ready else Deeds.NONE
+        if self.child.slate.read().finished:
+            return Deeds.WORKED
+        return Deeds.READY if self.child.is_ready else Deeds.NONE
+
+    def obituary(self, code: int, seconds: float) -> str:
+        """One line for the log about the end of its child, to be replaced in `seconds`."""
+        assert self.child is not None, "nobody is in this slot"
+        how = (
+            f"failed to start: {self.child.failure_line}" if self.child.failure_line else f"ended: {signal_name(code)}"
+        )
+        return f"{self.name} {how}; it is started again {f'in {seconds:.1f} s' if seconds >= 0.05 else 'at once'}"
+
+
+class OutOfMemoryKills:
+    """How often the kernel has killed in our cgroup for want of memory; tells such a SIGKILL from somebody's own."""
+
+    def __init__(self, cgroups: str = "/sys/fs/cgroup", ours: str = "/proc/self/cgroup") -> None:
+        self._file = self._find(Path(cgroups), Path(ours))
+        self._seen = self._count()
+
+    @staticmethod
+    def _find(cgroups: Path, ours: Path) -> Path | None:
+        try:
+            lines = [line.split(":", 2) for line in ours.read_text().splitlines()]
+        except OSError:
+            return None
+        for _, controllers, path in lines:
+            group = path.lstrip("/")
+            for file in (
+                cgroups / group / "memory.events",
+                cgroups / "memory" / group / "memory.oom_control",
+                cgroups / "memory" / "memory.oom_control",  # in a container, where our own group is mounted as the root
+            ):
+                if controllers in {"", "memory"} and file.is_file():
+                    return file
+        return None
+
+    def _count(self) -> int:
+        try:
+            text = self._file.read_text() if self._file else ""
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+
+    def rose(self) -> bool:
+        """Whether it happened since this was last asked."""
+        before, self._seen = self._seen, self._count()
+        return self._seen > before

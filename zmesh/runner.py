@@ -1,0 +1,206 @@
+"""Runs one batch through a worker's own code: decode, `forward`, encode, and one status per item.
+
+`BatchRunner.run` is a generator of `RowsFinished`, so that a part of a batch can be sent the moment it is known, and so
+that all of it can be tested without a socket. Its rules:
+
+* A row's own error (decode, encode, an exception in the place of a result) is that row's answer and nobody else's.
+* A batch whose `forward` raises is run again in halves, each decoded afresh because `forward` may have written into its
+  items, until the guilty are alone. A once-only stage runs nothing twice: everybody gets the error.
+* A row that is past its deadline or was cancelled is not run, nor run again.
+* What tells the client nothing (500) is logged with its traceback; what user code chose to say (4xx) is not.
+* A BaseException that is not `ForwardTimeout` is meant to end the process, and does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from zmesh.core.effects import Run
+from zmesh.core.events import RowsFinished
+from zmesh.errors import ForwardTimeout, describe
+from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
+from zmesh.pipe import Slate
+from zmesh.worker import Worker
+
+__all__ = ["BatchRunner", "status_of"]
+
+log = logging.getLogger("zmesh.worker")
+
+# Plain ints: comparing and masking with members of an enum is several times slower, and happens per row.
+_OK, _INLINE, _INGRESS, _EGRESS = int(Status.OK), int(Kind.INLINE), int(State.INGRESS), int(State.EGRESS)
+_DECODE, _FORWARD, _ENCODE = int(Phase.DECODE), int(Phase.FORWARD), int(Phase.ENCODE)
+_STATUS_OF_HTTP = {http: status for status, http in reversed(list(HTTP_STATUS.items()))}  # INTERNAL, not POISONED
+ERROR_CHARACTERS_MAX = 16 * 1024  # of the text that answers a failed item
+
+# What has a length and can be iterated, and is still not a list of results in order.
+_NOT_A_LIST = (Mapping, Set, str, bytes, bytearray, memoryview)
+
+
+def status_of(http_status: int) -> Status:
+    """The status that stands for an HTTP status; the general one of its class where there is none of its own."""
+    return _STATUS_OF_HTTP.get(http_status, Status.BAD_REQUEST if http_status < 500 else Status.INTERNAL)
+
+
+class _WrongResult(Exception):
+    """`forward` or a serializer returned something that cannot be an answer. A mistake in the worker's code."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """Rows of a lease that are run together, and what became of them."""
+
+    lease: Run
+    rows: list[int]
+    finished: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    payloads: list[Payload] = field(default_factory=list)
+
+    def close(self, row: int, status: int, payload: Payload) -> None:
+        self.finished.append(row)
+        self.statuses.append(status)
+        self.payloads.append(payload)
+
+    def event(self, seconds: float) -> RowsFinished:
+        kinds = [_INLINE] * len(self.finished)
+        return RowsFinished(self.finished, self.statuses, kinds, self.payloads, int(seconds * 1e6))
+
+
+class BatchRunner:
+    """One per worker process. `clock` is that of the deadlines."""
+
+    def __init__(self, worker: Worker, slate: Slate, *, retry: bool, clock: Callable[[], float] = monotonic) -> None:
+        self._worker, self._slate, self._retry, self._clock = worker, slate, retry, clock
+        self._is_batching = worker.max_batch_size > 1
+        # Only the codec of zmesh itself is known to read a memoryview; user code is promised bytes.
+        self._ipc_takes_views = type(worker).deserialize_ipc is Worker.deserialize_ipc
+
+    def run(self, lease: Run, cancelled: Callable[[], Collection[int]]) -> Iterator[RowsFinished]:
+        """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now."""
+        todo = [_Part(lease, list(range(len(lease.columns.ids))))]
+        while todo:
+            part = todo.pop()
+            started = self._clock()
+            halves = self._run_part(part, started, cancelled())
+            if part.finished:
+                yield part.event(self._clock() - started)
+            todo += halves
+        self._slate.finish()
+
+    def _run_part(self, part: _Part, now: float, cancelled: Collection[int]) -> list[_Part]:
+        """Fills in `part`; returns the halves to run instead, if `forward` raised for several rows."""
+        rows, items = self._decode(part, now, cancelled)
+        if not rows:
+            return []
+        self._slate.write(part.lease.lease, _FORWARD)
+        try:
+            results = self._forward(items)
+        except (Exception, ForwardTimeout) as error:
+            again = self._retry and not isinstance(error, _WrongResult | ForwardTimeout)
+            if len(rows) > 1 and again:
+                log.warning("forward failed for %d items, which run again in halves: %r", len(rows), error)
+                middle = (len(rows) + 1) // 2
+                return [_Part(part.lease, rows[middle:]), _Part(part.lease, rows[:middle])]
+            self._fail(part, rows, error)
+            return []
+        self._encode(part, rows, results)
+        return []
+
+    # ── decode ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _decode(self, part: _Part, now: float, cancelled: Collection[int]) -> tuple[list[int], list[Any]]:
+        lease, columns = part.lease, part.lease.columns
+        states, payloads, deadlines = columns.states, columns.payloads, lease.deadlines
+        write, read_first, read_next = self._slate.write, self._worker.deserialize, self._worker.deserialize_ipc
+        rows, items = [], []
+        for row in part.rows:
+            if deadlines[row] <= now:
+                part.close(row, int(Status.TIMEOUT), b"request timeout: its time was over before it could run")
+            elif row in cancelled or row in lease.skipped:
+                part.close(row, int(Status.CANCELLED), b"cancelled")
+            else:
+                write(lease.lease, _DECODE, row)
+                payload = payloads[row]
+                is_first = states[row] & _INGRESS
+                if type(payload) is not bytes and (is_first or not self._ipc_takes_views):
+                    payload = bytes(payload)
+                try:
+                    item = read_first(payload) if is_first else read_next(payload)  # type: ignore[arg-type]
+                except (Exception, ForwardTimeout) as error:
+                    self._fail(part, [row], error)
+                else:
+                    rows.append(row)
+                    items.append(item)
+        return rows, items
+
+    # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _forward(self, items: list[Any]) -> list[Any]:
+        if not self._is_batching:
+            return [self._worker.forward(item) for item in items]
+        count = len(items)  # now, because `forward` may do with its list what it likes
+        results = self._worker.forward(items)
+        if type(results) is not list:
+            results = _as_list(results)
+        if len(results) != count:
+            raise _WrongResult(f"forward got {count} items and returned {len(results)} results; it must be as many")
+        return results
+
+    # ── encode ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _encode(self, part: _Part, rows: list[int], results: list[Any]) -> None:
+        lease, states = part.lease.lease, part.lease.columns.states
+        write, write_last, write_next = self._slate.write, self._worker.serialize, self._worker.serialize_ipc
+        finished, statuses, payloads = part.finished.append, part.statuses.append, part.payloads.append
+        for row, result in zip(rows, results, strict=True):
+            if isinstance(result, BaseException):
+                self._fail(part, [row], result)
+                continue
+            write(lease, _ENCODE, row)
+            try:
+                payload = write_last(result) if states[row] & _EGRESS else write_next(result)
+                if type(payload) is not bytes:
+                    payload = _as_bytes(payload)
+            except (Exception, ForwardTimeout) as error:
+                self._fail(part, [row], error)
+                continue
+            finished(row)
+            statuses(_OK)
+            payloads(payload)
+
+    # ── failure ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fail(self, part: _Part, rows: list[int], error: BaseException) -> None:
+        """`error` is the answer of all `rows`."""
+        http_status, text = describe(error)
+        if http_status >= 500:
+            self._log(part.lease.columns, rows, error)
+        status, payload = int(status_of(http_status)), text[:ERROR_CHARACTERS_MAX].encode(errors="replace")
+        for row in rows:
+            part.close(row, status, payload)
+
+    def _log(self, columns: Columns, rows: list[int], error: BaseException) -> None:
+        known = (columns.contexts[row] if columns.contexts else None for row in rows)
+        requests = " ".join(context.get("request_id", "-") if context else "-" for context in known)
+        if isinstance(error, _WrongResult):
+            log.error("request %s: %s", requests, error)
+        else:
+            log.error("request %s failed", requests, exc_info=error)
+
+
+def _as_list(results: Any) -> list[Any]:
+    """What `forward` returned, if it is a sequence of results: an array or a tuple will do. Else raises."""
+    if isinstance(results, _NOT_A_LIST) or not hasattr(results, "__len__"):
+        raise _WrongResult(f"forward must return a list with one result per item, not {type(results).__name__}")
+    return list(results)
+
+
+def _as_bytes(payload: Any) -> bytes:
+    try:
+        view = memoryview(payload)
+    except TypeError:
+        raise _WrongResult(f"a serializer must return bytes, not {type(payload).__name__}") from None
+    return view.tobytes()

@@ -1,0 +1,339 @@
+"""Server: the stages of an app file, the routes through them, and `run()`, the only place where anything starts.
+
+What `run()` does depends on why the file runs (`loader.current_verb`): the command line says run, gateway or check,
+`python app.py` means run, and in a worker, which only wants a class of the file, it does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, settings_from
+from zmesh.core.routes import build, check_paths
+from zmesh.errors import DrainExpired, StartError, UsageError
+from zmesh.loader import current_verb, qualified, refuse_optimized
+
+if TYPE_CHECKING:
+    import socket
+
+    from fastapi import FastAPI
+
+    from zmesh.gateway import Gateway
+    from zmesh.openapi import RouteSchema
+    from zmesh.pipe import Pipe
+    from zmesh.stage import Stage
+    from zmesh.worker import Worker
+
+__all__ = ["Server"]
+
+DOCUMENT_SECONDS = 30.0  # for the agent to say how a gateway begins
+REFERENCE = "#/components/schemas/{name}"
+
+log = logging.getLogger("zmesh.server")
+
+
+class Server:
+    """Declare stages with `append_worker` (or `register_runtime`), then `run()`.
+
+    Keywords are settings (`Server(port=9000, timeout=5000)`); a variable `ZMESH_PORT` is stronger, and so is a flag.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        known = {option.name: option for option in OPTIONS}
+        for name, value in settings.items():
+            if name not in known:
+                raise ValueError(f"Server() has no setting named {name!r}; known are {', '.join(known)}")
+            _check_kind(known[name], value)
+        if "stage" in settings:
+            settings["stage"] = tuple(settings["stage"])
+        settings_from(settings, {})  # out of range is found here, in the line that says it
+        self._declared = settings
+        self._routes: dict[str, list[Stage]] = {}
+        self._app: FastAPI | None = None
+
+    # Declaring.
+
+    def append_worker(
+        self,
+        worker: type[Worker],
+        num: int = 1,
+        max_batch_size: int = 1,
+        max_wait_time: float = 0,
+        start_method: str = "spawn",
+        env: Sequence[Mapping[str, str]] | None = None,
+        timeout: float = 0,
+        route: str | Sequence[str] = "/inference",
+        *,
+        batching: str = "crowd",
+        spread: bool = False,
+        retry: bool = True,
+    ) -> None:
+        """Make `worker` the next stage of `route`; of a list of routes it is one stage that they share.
+
+        The settings are those of `Stage`. Raises ValueError or TypeError, and then nothing was added.
+        """
+        from zmesh.stage import Stage
+
+        if not isinstance(route, str | list | tuple):
+            raise TypeError(f"a route is text, or a list of it, not {route!r}")
+        paths = check_paths((route,) if isinstance(route, str) else route)
+        stage = Stage(
+            worker,
+            num,
+            max_batch_size,
+            max_wait_time,
+            timeout,
+            start_method,
+            env,
+            batching=batching,
+            spread=spread,
+            retry=retry,
+        )
+        for path in paths:
+            self._routes.setdefault(path, []).append(stage)
+
+    def register_runtime(self, routes: Mapping[str, Sequence[Stage]]) -> None:
+        """All routes at once. The same Stage in several of them is one stage that they share."""
+        from zmesh.stage import Stage
+
+        if self._routes:
+            raise RuntimeError("register_runtime works on a Server without stages only; use append_worker to add one")
+        for path, stages in routes.items():
+            if not isinstance(stages, list | tuple) or not all(isinstance(stage, Stage) for stage in stages):
+                raise TypeError(f"route {path!r} needs a list of Stage objects, not {stages!r}")
+        declared = {path: list(stages) for path, stages in routes.items()}
+        names = _names(declared)
+        build({path: [names[id(stage)] for stage in stages] for path, stages in declared.items()})
+        self._routes = declared
+
+    def plan(self, settings: Settings) -> Plan:
+        """What was declared, for other processes. Raises ValueError when nothing was, AppError for a hidden class."""
+        if not self._routes:
+            raise ValueError("no worker is registered; call server.append_worker(YourWorker) before server.run()")
+        names = _names(self._routes)
+        stages = {id(stage): stage for route in self._routes.values() for stage in route}
+        planned = {
+            key: replace(stage.plan(names[key], settings.wait), worker=qualified(stage.worker))
+            for key, stage in stages.items()
+        }
+        paths = build({path: [names[id(stage)] for stage in route] for path, route in self._routes.items()})
+        last = {path: planned[id(route[-1])] for path, route in self._routes.items()}
+        return Plan(
+            stages=tuple(planned.values()),
+            routes=tuple(
+                RoutePlan(path=path, stages=through, mime_type=last[path].mime_type, sse=last[path].sse)
+                for path, through in paths.items()
+            ),
+        )
+
+    @property
+    def app(self) -> FastAPI:
+        """The FastAPI application, to add routes and middleware to. Made when it is first asked for."""
+        if self._app is None:
+            from zmesh.gateway import make_app
+
+            self._app = make_app()
+        return self._app
+
+    def _schemas(self) -> dict[str, RouteSchema]:
+        """What the workers know of requests and results; a schema that cannot be made is logged and left out."""
+        from zmesh.openapi import RouteSchema
+        from zmesh.worker import ParseTarget
+
+        schemas = {}
+        for path, stages in self._routes.items():
+            try:
+                taken, named = stages[0].worker.get_forward_json_schema(ParseTarget.INPUT, REFERENCE)
+                given, others = stages[-1].worker.get_forward_json_schema(ParseTarget.RETURN, REFERENCE)
+                schemas[path] = RouteSchema(taken or None, given or None, {**named, **others})
+            except Exception:
+                log.warning("route %s has no schema in /openapi, because making it failed", path, exc_info=True)
+        return schemas
+
+    # Running.
+
+    def run(self) -> None:
+        """Do what this process is here for, and come back when it is done; exits when that failed.
+
+        Raises StartError (one line) under `zmesh`; under `python app.py` prints it and exits.
+        """
+        if current_verb.name == "import" or "__mp_main__" in sys.modules:
+            return  # a worker, or a process of the user's own, that only wants what the file defines
+        if current_verb.name:
+            code = self._perform()
+        else:
+            try:
+                _read_command_line()
+                code = self._perform()
+            except StartError as error:
+                print(f"zmesh: {error}", file=sys.stderr)
+                code = error.exit_code
+        if code:
+            sys.exit(code)
+
+    def _perform(self) -> int:
+        if current_verb.has_started:
+            raise StartError("run() was called twice in one process; one Server runs per app file")
+        refuse_optimized()
+        settings = self._settings(os.environ)
+        try:
+            plan = self.plan(settings)
+        except ValueError as error:
+            raise StartError(str(error)) from error
+        current_verb.has_started = True
+        match current_verb.name:
+            case "run":
+                return _run(plan, settings)
+            case "gateway":
+                return _serve(plan, settings, self._app, self._schemas())
+            case verb:
+                assert verb == "check", verb
+                from zmesh.cli import show_plan
+
+                show_plan(plan, current_verb.output)
+                return 0
+
+    def _settings(self, environ: Mapping[str, str]) -> Settings:
+        """A flag is stronger than a variable, a variable than a keyword of `Server()`. Raises UsageError."""
+        environ = _with_mosec_variables(environ)
+        variables = {option.name: option.variable for option in OPTIONS}
+        declared = {name: value for name, value in self._declared.items() if not environ.get(variables[name])}
+        try:
+            settings = settings_from({**declared, **current_verb.given}, environ)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return replace(settings, user_args=current_verb.user_args)
+
+
+def _check_kind(option: Option, value: object) -> None:
+    right: tuple[type, ...]
+    match option.kind:
+        case "int":
+            right, wanted = (int,), "a whole number"
+        case "list":
+            right, wanted = (list, tuple), "a list of text"
+        case _:
+            right, wanted = (str,), "text"
+    if not isinstance(value, right) or isinstance(value, bool):
+        raise TypeError(f"Server({option.name}=…) must be {wanted}, not {value!r}")
+
+
+def _names(routes: Mapping[str, Sequence[Stage]]) -> dict[int, str]:
+    """The name of every stage, by the stage's id: its own, or else its class's, with _2, _3 when that is taken."""
+    stages = {id(stage): stage for route in routes.values() for stage in route}
+    taken: dict[str, int] = {}
+    for key, stage in stages.items():
+        if stage.name is not None and taken.setdefault(stage.name, key) != key:
+            raise ValueError(f"two stages are named {stage.name!r}")
+    for key, stage in stages.items():
+        if stage.name is None:
+            name, count = stage.worker.__name__, 1
+            while taken.setdefault(name, key) != key:
+                count += 1
+                name = f"{stage.worker.__name__}_{count}"
+    return {key: name for name, key in taken.items()}
+
+
+def _with_mosec_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """`MOSEC_PORT` stands in for `ZMESH_PORT` when that is not set, and a line says so."""
+    known = dict(environ)
+    for option in OPTIONS:
+        name = "ADDRESS" if option.name == "host" else option.name.upper()
+        if (text := environ.get(f"MOSEC_{name}")) and not environ.get(option.variable):
+            known[option.variable] = text
+            if current_verb.name == "run":
+                print(f"zmesh: using MOSEC_{name}={text}; {option.variable} is its name here", file=sys.stderr)
+    return known
+
+
+def _read_command_line() -> None:
+    """`python app.py --port 9000 …`: our options are taken, all others stay the app file's own."""
+    from zmesh.cli import parse_known
+
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None:
+        raise StartError("run() needs an app file that worker processes can import; start it with: python app.py")
+    given, user_args = parse_known(sys.argv[1:], os.path.basename(file))
+    current_verb.become("run", app_path=os.path.abspath(file), given=given, user_args=user_args)
+
+
+def _run(plan: Plan, settings: Settings) -> int:
+    from zmesh import agent, logs
+
+    logs.setup(settings.log_level, "agent")
+    return agent.run(plan, settings, os.path.abspath(current_verb.app_path))
+
+
+# ── the gateway process ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _serve(plan: Plan, settings: Settings, app: FastAPI | None, schemas: Mapping[str, RouteSchema]) -> int:
+    """Gateway and broker in one event loop, until the agent says drain; the exit code."""
+    import socket
+
+    import uvloop
+
+    from zmesh import logs
+
+    pipe = current_verb.pipe
+    assert pipe is not None, "the command line opened it"
+    document = pipe.receive_first(DOCUMENT_SECONDS)
+    settings = Settings.from_json(str(document["settings"]))  # the agent's word, so that all of a host agree
+    logs.setup(settings.log_level, "gateway")
+    listen, front = document["listen"], document["front"]
+    assert isinstance(listen, int) and isinstance(front, str), document
+    with socket.socket(fileno=listen) as listener:
+        os.set_inheritable(listen, False)
+        return uvloop.run(_gateway(plan, settings, app, schemas, pipe, front, listener))
+
+
+async def _gateway(
+    plan: Plan,
+    settings: Settings,
+    app: FastAPI | None,
+    schemas: Mapping[str, RouteSchema],
+    pipe: Pipe,
+    front: str,
+    listener: socket.socket,
+) -> int:
+    import asyncio
+
+    from zmesh.broker import Broker
+    from zmesh.gateway import Gateway
+    from zmesh.transport import Context, raise_file_limit
+
+    raise_file_limit()
+    loop = asyncio.get_running_loop()
+    context = Context()
+    broker = Broker(plan, settings.limits(), context, front, loop)
+    try:
+        broker.start()
+        gateway = Gateway(plan, settings, broker.local_port(), app, schemas)
+        loop.add_reader(pipe.fd, _obey, pipe, gateway)
+        loop.call_soon(_obey, pipe, gateway)  # what came together with the document has no signal of its own
+        serving = loop.create_task(gateway.serve(listener))
+        starting = loop.create_task(gateway.started.wait())
+        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.cancel():
+            pipe.send(say="ready")
+        return 0 if await serving else DrainExpired.exit_code
+    finally:
+        loop.remove_reader(pipe.fd)
+        broker.close()
+        context.close()
+
+
+def _obey(pipe: Pipe, gateway: Gateway) -> None:
+    """What the agent says. When it is gone, so are we: nobody would restart or drain us."""
+    lines = pipe.receive()
+    if lines is None:
+        os._exit(1)
+    for line in lines:
+        seconds = line.get("seconds")
+        if line.get("say") == "drain" and isinstance(seconds, int | float):
+            gateway.start_drain(float(seconds))

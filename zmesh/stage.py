@@ -1,0 +1,361 @@
+"""Stage (a worker class and its settings; `Runtime` for those who come from mosec) and the loop that runs one worker.
+
+`python -m zmesh.stage` is a worker process. Its agent tells it by a pipe which app file, which stage and where the
+broker is. It makes the worker, warms it up, and only then says HELLO. One thread owns the socket and runs `forward`;
+the `Session` decides, the `BatchRunner` runs the user's code, and the loop here carries words between the two.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from zmesh import logs
+from zmesh.config import Plan, Settings, StagePlan
+from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
+from zmesh.core.events import DrainAsked, LinkLost, SessionEvent, Started, Tick
+from zmesh.core.session import Session
+from zmesh.line import RETRY_SECONDS, Line
+from zmesh.loader import AppError, load_worker_class
+from zmesh.messages import Credit, Drain, PeerId, Phase, SessionId, WorkerState
+from zmesh.pipe import Pipe, Slate, child_pipe
+from zmesh.runner import BatchRunner
+from zmesh.transport import Context, Poller, raise_file_limit, stage_endpoint
+from zmesh.worker import SSEWorker, Worker
+
+__all__ = ["Stage", "WorkerLoop", "main", "make_worker"]
+
+BATCHING = ("crowd", "fixed", "greedy")
+START_METHODS = ("spawn", "fork")
+DOCUMENT_SECONDS = 30.0
+FAILURE_CHARACTERS_MAX = 64 * 1024
+GOODBYE_MS = 500  # for the last words to leave after the loop
+
+log = logging.getLogger("zmesh.worker")
+
+
+class Stage:
+    """One stage of a route: which worker, how many, how it batches. Raises ValueError or TypeError in one sentence.
+
+    `max_wait_time` is in milliseconds (0: the server's `--wait`), `timeout` in seconds (0: none). `env` has one dict
+    per worker. `start_method` is taken for mosec's sake: every worker is a fresh process. `batching` is "crowd" (waits
+    only while it pays), "fixed" (always the whole window) or "greedy" (never). `spread` shares a small burst between
+    idle workers. With `retry=False` no task is run twice, whatever happens to the worker that had it.
+    """
+
+    def __init__(
+        self,
+        worker: type[Worker],
+        num: int = 1,
+        max_batch_size: int = 1,
+        max_wait_time: float = 0,
+        timeout: float = 0.0,
+        start_method: str = "spawn",
+        env: Sequence[Mapping[str, str]] | None = None,
+        *,
+        batching: str = "crowd",
+        spread: bool = False,
+        retry: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.worker = _worker_class(worker)
+        self._called = worker.__name__
+        self.num = self._count("num", num)
+        self.max_batch_size = self._count("max_batch_size", max_batch_size)
+        self.max_wait_time = self._duration("max_wait_time", max_wait_time, "milliseconds")
+        self.timeout = self._duration("timeout", timeout, "seconds")
+        self.start_method = self._one_of("start_method", start_method, START_METHODS)
+        self.env = self._environments(env)
+        self.batching = self._one_of("batching", batching, BATCHING)
+        self.spread, self.retry = self._flag("spread", spread), self._flag("retry", retry)
+        self.name = self._text("name", name)
+
+    def plan(self, name: str, wait_ms_default: float) -> StagePlan:
+        """What travels to other processes; `name` counts if this stage has none of its own. Which module the class is
+        in, and whether another process finds it there, is for the caller to say."""
+        return StagePlan(
+            name=self.name or name,
+            worker=self.worker.__qualname__,
+            num=self.num,
+            max_batch_size=self.max_batch_size,
+            max_wait_ms=float(self.max_wait_time or wait_ms_default),
+            timeout_seconds=float(self.timeout),
+            env=self.env,
+            batching=self.batching,
+            spread=self.spread,
+            retry=self.retry,
+            mime_type=self.worker.resp_mime_type,
+            sse=issubclass(self.worker, SSEWorker),
+            ipc_codec=_ipc_codec(self.worker),
+        )
+
+    def _count(self, what: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{self._called}: {what} must be a whole number, not {value!r}")
+        if value < 1:
+            raise ValueError(f"{self._called}: {what} must be at least 1, not {value}")
+        return value
+
+    def _duration(self, what: str, value: object, unit: str) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{self._called}: {what} must be a number of {unit}, not {value!r}")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{self._called}: {what} must be 0 or more {unit}, not {value}")
+        return value
+
+    def _text(self, what: str, value: object) -> str | None:
+        if value is not None and (not isinstance(value, str) or not value):
+            raise TypeError(f"{self._called}: {what} must be text, not {value!r}")
+        return value
+
+    def _flag(self, what: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{self._called}: {what} must be True or False, not {value!r}")
+        return value
+
+    def _one_of(self, what: str, value: str, known: Sequence[str]) -> str:
+        if value not in known:
+            raise ValueError(f"{self._called}: {what} must be one of {', '.join(known)}, not {value!r}")
+        return value
+
+    def _environments(self, env: object) -> tuple[dict[str, str], ...]:
+        if env is None:
+            return ()
+        if isinstance(env, str | Mapping) or not isinstance(env, Sequence):
+            raise TypeError(f"{self._called}: env must be a list with one dict per worker, not {env!r}")
+        if len(env) != self.num:
+            raise ValueError(f"{self._called}: env must have one dict per worker, {self.num}, not {len(env)}")
+        for variables in env:
+            known = isinstance(variables, Mapping)
+            if not known or not all(isinstance(text, str) for pair in variables.items() for text in pair):
+                raise TypeError(f"{self._called}: env must map names to text, not {variables!r}")
+        return tuple(dict(variables) for variables in env)
+
+
+def _worker_class(worker: object) -> type[Worker]:
+    if not isinstance(worker, type) or not issubclass(worker, Worker):
+        raise TypeError(f"a stage needs a subclass of zmesh.Worker, not {worker!r}")
+    if inspect.isabstract(worker):
+        missing = ", ".join(sorted(worker.__abstractmethods__))
+        raise TypeError(f"{worker.__name__} cannot be run: it does not define {missing}")
+    return worker
+
+
+def _ipc_codec(worker: type[Worker]) -> str:
+    """A name for what it writes and reads between stages; equal in every process that has the same app file."""
+    pair = worker.serialize_ipc, worker.deserialize_ipc
+    if pair == (Worker.serialize_ipc, Worker.deserialize_ipc):
+        return "zmesh"
+    return "+".join(getattr(function, "__qualname__", "custom") for function in pair)
+
+
+# ── one worker process ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """What the agent's first line says."""
+
+    app: str
+    user_args: list[str]
+    plan: Plan
+    settings: Settings
+    stage: StagePlan
+    worker_id: int
+    front: str
+    peer: PeerId
+    slate: int
+
+    @staticmethod
+    def read(line: dict[str, Any]) -> _Document:
+        plan = Plan.from_json(line["plan"])
+        return _Document(
+            line["app"],
+            list(line["user_args"]),
+            plan,
+            Settings.from_json(line["settings"]),
+            plan.stage(line["stage"]),
+            line["worker_id"],
+            line["front"],
+            PeerId(bytes.fromhex(line["peer"])),
+            line["slate"],
+        )
+
+    @property
+    def label(self) -> str:
+        return f"{self.stage.name}/{self.worker_id}"
+
+    @property
+    def endpoint(self) -> str:
+        return stage_endpoint(self.front, self.plan.stages.index(self.stage))
+
+    def session(self) -> Session:
+        return Session(
+            peer=self.peer,
+            stage=self.stage.name,
+            worker_id=self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            fingerprint=self.plan.fingerprint,
+            max_batch_size=self.stage.max_batch_size,
+            prefetch=self.stage.prefetch,
+            limits=self.settings.limits(),
+        )
+
+
+def make_worker(cls: type[Worker], stage: str, worker_id: int, max_batch_size: int) -> Worker:
+    """A worker that knows its place before its `__init__` runs, warmed up by its examples. Raises what they raise."""
+    worker = cls.__new__(cls)
+    worker.stage, worker.worker_id, worker.max_batch_size = stage, worker_id, max_batch_size
+    worker.__init__()  # type: ignore[misc]
+    examples = list(worker.multi_examples)
+    if not examples and worker.example is not None:
+        examples = [worker.example]
+    for example in examples:
+        worker.forward([example] if max_batch_size > 1 and not isinstance(example, list) else example)
+    return worker
+
+
+class WorkerLoop:
+    """Carries words between a broker, a `Session` and a `BatchRunner` until the session leaves."""
+
+    def __init__(self, session: Session, runner: BatchRunner, line: Line, pipe: Pipe, poller: Poller) -> None:
+        self._session, self._runner, self._line, self._pipe, self._poller = session, runner, line, pipe, poller
+        self._poller.watch(pipe.fd)
+        self._connect_at: float | None = monotonic()
+        self._next: Run | None = None
+        self._left: Leave | None = None
+        self._owes_ready, self._is_ready = False, False
+
+    def run(self) -> Leave:
+        while self._left is None:
+            if self._next is None:
+                self._poller.wait(self._patience())
+            self._listen()
+            if self._next is not None and self._left is None:
+                self._run()
+        self._pipe.send(say="left", reason=self._left.reason)
+        self._line.flush()
+        self._line.disconnect(linger_ms=GOODBYE_MS)
+        return self._left
+
+    def _patience(self) -> float | None:
+        """How long nothing needs to be done by itself."""
+        ends = [moment for moment in (self._session.next_wakeup(), self._connect_at) if moment is not None]
+        seconds = max(0.0, min(ends) - monotonic()) if ends else None
+        if self._line.is_parking:
+            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
+        return seconds
+
+    def _listen(self) -> None:
+        """Everything that was said to us, before anything is run: so a CANCEL overtakes the TASKS it is about."""
+        events: list[SessionEvent] = []
+        if self._connect_at is not None and monotonic() >= self._connect_at:
+            self._connect_at = None
+            self._line.connect()
+            events.append(Started())
+        events += self._commands()
+        events += self._line.receive()
+        if self._line.is_parking:
+            self._line.flush()
+            if self._line.is_overfull:
+                events.append(LinkLost())
+        if events or self._next is None:
+            self._handle(*(events or [Tick()]))
+
+    def _commands(self) -> list[DrainAsked]:
+        lines = self._pipe.receive()
+        if lines is None:
+            os._exit(1)  # our agent is gone, and we with it
+        drains = []
+        for line in lines:
+            seconds = line.get("seconds")
+            if line.get("say") == "drain" and isinstance(seconds, int | float):
+                deadline_ms = max(1, int(seconds * 1000))
+                drains.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
+        return drains
+
+    def _run(self) -> None:
+        lease, self._next = self._next, None
+        assert lease is not None, "run was called without a lease"
+        left = len(lease.columns.ids)
+        for finished in self._runner.run(lease, lambda: self._session.cancelled_running):
+            self._handle(finished)
+            left -= len(finished.rows)
+            if left:
+                self._listen()  # somebody may have cancelled the rest
+
+    def _handle(self, *events: SessionEvent) -> None:
+        for effect in self._session.handle(*events, now=monotonic()):
+            self._perform(effect)
+        if self._owes_ready and not self._line.is_parking:
+            self._owes_ready, self._is_ready = False, True
+            self._pipe.send(say="ready")
+
+    def _perform(self, effect: SessionEffect) -> None:
+        match effect:
+            case Transmit(session, message):
+                self._line.send(session, message)
+                if type(message) is Credit and message.state is WorkerState.READY:
+                    self._owes_ready = not self._is_ready
+            case Run():
+                self._next = effect
+            case Reconnect(after_seconds):
+                self._line.disconnect()
+                self._connect_at = monotonic() + after_seconds
+            case Report(level, text):
+                log.log(logging.getLevelName(level.upper()), "%s", text)
+            case Leave():
+                self._left = effect
+
+
+def _start(document: _Document, pipe: Pipe) -> Worker | None:
+    """The worker, or None when it could not be made: then the agent has the traceback."""
+    sys.argv = [document.app, *document.user_args]
+    try:
+        cls = load_worker_class(document.app, document.stage.worker)
+        return make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
+    except BaseException as error:  # a SystemExit in an app file is a failed start too
+        told = traceback.format_exc()
+        line = told.rstrip().rpartition("\n")[2]
+        if isinstance(error, AppError):
+            told, line = error.detail, str(error)
+        pipe.send(say="failed", text=told[-FAILURE_CHARACTERS_MAX:], line=line)
+        return None
+
+
+def main() -> int:
+    """The whole life of a worker process; its exit code."""
+    pipe = child_pipe()
+    if pipe is None:
+        sys.stderr.write("python -m zmesh.stage is started by an agent; start one with: zmesh run app.py\n")
+        return 2
+    document = _Document.read(pipe.receive_first(DOCUMENT_SECONDS))
+    logs.setup(document.settings.log_level, f"worker {document.label}")
+    slate = Slate.open(document.slate)
+    raise_file_limit()
+    worker = _start(document, pipe)
+    if worker is None:
+        return 1
+    slate.write(0, Phase.IDLE)
+    runner = BatchRunner(worker, slate, retry=document.stage.retry)
+    context, poller = Context(), Poller()
+    line = Line(context, document.endpoint, poller, document.settings.limits())
+    left = WorkerLoop(document.session(), runner, line, pipe, poller).run()
+    log.debug("left: %s", left.reason)
+    context.close()
+    return left.exit_code
+
+
+if __name__ == "__main__":
+    from zmesh.stage import main as main_of_module  # by its own name, so that its classes exist once
+
+    sys.exit(main_of_module())

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from math import ceil
 from statistics import median
 
 import psutil
@@ -37,8 +38,10 @@ def wrk(url: str, clients: int, seconds: float, body: str = '{"x": "abcdefghijkl
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(f"wrk.method='POST'\nwrk.body='{body}'\nwrk.headers['content-type']='application/json'\n")
         script.flush()
-        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--latency", "--timeout", "10s", "-s", script.name]
-        text = subprocess.run([*command, url], capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{ceil(seconds)}s", "--latency", "--timeout", "10s"]
+        text = subprocess.run(
+            [*command, "-s", script.name, url], capture_output=True, text=True, timeout=seconds + 60, check=True
+        ).stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
@@ -71,10 +74,21 @@ def one_client(port: int, path: str, requests: int, body: bytes = b'{"x": 1}') -
         for _ in range(requests):
             started = time.perf_counter()
             connection.sendall(request)
-            answer = connection.recv(65536)
+            answer = b""
+            while not _is_whole(answer):
+                answer += connection.recv(65536)
             latencies.append(time.perf_counter() - started)
             assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
     return latencies
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    assert length is not None, head
+    return len(body) >= int(length[1])
 
 
 def burst_round_trip(port: int, path: str, size: int, bursts: int = 60, body: bytes = b'{"x": 1}') -> float:
@@ -87,13 +101,16 @@ def burst_round_trip(port: int, path: str, size: int, bursts: int = 60, body: by
         poller.register(connection, select.POLLIN)
     by_fd = {connection.fileno(): connection for connection in connections}
     for _ in range(bursts):
-        started, answered = time.perf_counter(), 0
+        answers = dict.fromkeys(by_fd, b"")
+        started, left = time.perf_counter(), size
         for connection in connections:
             connection.sendall(request)
-        while answered < size:
+        while left:
             for fd, _event in poller.poll(5000):
-                answered += by_fd[fd].recv(65536).startswith(b"HTTP/1.1 200")
+                answers[fd] += by_fd[fd].recv(65536)
+                left -= _is_whole(answers[fd])
         took.append(time.perf_counter() - started)
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers.values())
     for connection in connections:
         connection.close()
     return median(took)

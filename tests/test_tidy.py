@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[str]] = {
     "0 words": ["errors", "config", "messages"],
     "1 decisions": ["wire", "core", "core.*"],
-    "2 reach": ["transport", "keys", "codec", "payloads", "telemetry", "logs", "worker"],
-    "3a parts": ["stage", "broker", "mixins", "mixins.*", "predictions", "openapi", "loader"],
+    "2a reach": ["transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting"],
+    "2b halves": ["line", "linkage", "loader", "runner", "processes", "inference"],
+    "3a parts": ["stage", "broker", "mixins", "mixins.*", "predictions", "openapi"],
     "3b programs": ["agent", "gateway", "lane"],
     "4 assembly": ["server", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
@@ -50,10 +51,10 @@ LAZY_IMPORTS_FREE = ["server", "cli", "__main__", "__init__", "*.__init__"]
 HOMES: dict[str, list[str]] = {
     "zmq": ["transport", "keys"],
     "prometheus_client": ["telemetry"],
-    "fastapi": ["gateway", "openapi"],
+    "fastapi": ["gateway", "openapi", "server"],  # server: the type of `Server.app` only
     "starlette": ["gateway", "openapi"],
     "uvicorn": ["gateway", "lane"],
-    "uvloop": ["gateway", "agent", "broker", "transport"],
+    "uvloop": ["gateway", "agent", "broker", "transport", "server"],
     "httptools": ["lane", "bench"],
     "msgpack": ["wire", "codec", "mixins.*"],
     "msgspec": ["codec", "openapi", "worker", "mixins.*"],

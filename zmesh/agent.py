@@ -31,7 +31,7 @@ from zmesh.hosting import Signals, announcement, chosen_stages, class_name, list
 from zmesh.line import RETRY_SECONDS, Line
 from zmesh.messages import Kill, PeerId
 from zmesh.pipe import Slate
-from zmesh.processes import Child, OutOfMemoryKills, Slot
+from zmesh.processes import Child, OutOfMemoryKills, Slot, signal_name
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
 
 __all__ = ["Agent", "run"]
@@ -222,14 +222,14 @@ class Agent:
             self._dismiss_workers(0 if is_clean else EXIT_DRAIN_EXPIRED)
         slot.child = slot.help_at = None
         child.close()
-        self._give_up_if_hopeless(slot, child, deeds)
+        self._give_up_if_hopeless(slot, child, deeds, code)
 
-    def _give_up_if_hopeless(self, slot: Slot, child: Child, deeds: Deeds) -> None:
+    def _give_up_if_hopeless(self, slot: Slot, child: Child, deeds: Deeds, code: int) -> None:
         hopeless = deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX
         if self._was_ready or self._settings.on_start_failure != "exit" or not hopeless or self._drain_until:
             return
         what = f"stage {slot.stage.name} ({class_name(slot.stage)})" if slot.stage else "the gateway"
-        why = child.failure_line or "it ended before it was ready; see above"
+        why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
         line = f"{what} failed to start {FAILED_STARTS_MAX} times: {why}\n"
         sys.stderr.write(f"{child.failure.rstrip()}\n{line}" if child.failure else line)
         self._exit_code = EXIT_NEVER_READY if slot.stage else EXIT_START_FAILED

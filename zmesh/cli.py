@@ -259,12 +259,15 @@ def _fetch(url: str) -> tuple[str, dict[str, Any]]:
     import urllib.request
 
     base = (url if "://" in url else f"http://{url}").rstrip("/")
+    if not base.startswith(("http://", "https://")):
+        raise UsageError(f"{url} is not the address of a zmesh gateway; it looks like {STATUS_URL}")
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a mesh is near, a proxy is not
     try:
         with direct.open(f"{base}/mesh", timeout=STATUS_SECONDS) as answer:
             text = answer.read(STATUS_BYTES_MAX).decode()
         snapshot = json.loads(text)
     except urllib.error.HTTPError as error:
+        error.close()
         raise StartError(f"{base}/mesh answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error

@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zmesh import logs
 from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, settings_from
 from zmesh.core.routes import build, check_paths
 from zmesh.errors import DrainExpired, StartError, UsageError
@@ -162,8 +163,9 @@ class Server:
 
         Raises StartError (one line) under `zmesh`; under `python app.py` prints it and exits.
         """
-        if current_verb.name == "import" or "__mp_main__" in sys.modules:
-            return  # a worker, or a process of the user's own, that only wants what the file defines
+        asked_by = sys._getframe(1).f_globals.get("__name__")
+        if current_verb.name == "import" or asked_by == "__mp_main__":
+            return  # a worker, or a child made by multiprocessing: both only want what the file defines
         if current_verb.name:
             code = self._perform()
         else:
@@ -180,7 +182,11 @@ class Server:
         if current_verb.has_started:
             raise StartError("run() was called twice in one process; one Server runs per app file")
         refuse_optimized()
-        settings = self._settings(os.environ)
+        document = current_verb.pipe.receive_first(DOCUMENT_SECONDS) if current_verb.pipe else {}
+        if document:  # the agent's word, so that all processes of a host agree
+            settings = Settings.from_json(str(document["settings"]))
+        else:
+            settings = self._settings(os.environ)
         try:
             plan = self.plan(settings)
         except ValueError as error:
@@ -188,9 +194,13 @@ class Server:
         current_verb.has_started = True
         match current_verb.name:
             case "run":
-                return _run(plan, settings)
+                from zmesh import agent
+
+                logs.setup(settings.log_level, "agent")
+                return agent.run(plan, settings, os.path.abspath(current_verb.app_path))
             case "gateway":
-                return _serve(plan, settings, self._app, self._schemas())
+                logs.setup(settings.log_level, "gateway")
+                return _serve(_Gateway(plan, settings, self._app, self._schemas(), document))
             case verb:
                 assert verb == "check", verb
                 from zmesh.cli import show_plan
@@ -262,45 +272,33 @@ def _read_command_line() -> None:
     current_verb.become("run", app_path=os.path.abspath(file), given=given, user_args=user_args)
 
 
-def _run(plan: Plan, settings: Settings) -> int:
-    from zmesh import agent, logs
-
-    logs.setup(settings.log_level, "agent")
-    return agent.run(plan, settings, os.path.abspath(current_verb.app_path))
-
-
 # ── the gateway process ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _serve(plan: Plan, settings: Settings, app: FastAPI | None, schemas: Mapping[str, RouteSchema]) -> int:
+class _Gateway(NamedTuple):
+    """What a gateway process needs; `document` is what its agent said first."""
+
+    plan: Plan
+    settings: Settings
+    app: FastAPI | None
+    schemas: Mapping[str, RouteSchema]
+    document: Mapping[str, object]
+
+
+def _serve(start: _Gateway) -> int:
     """Gateway and broker in one event loop, until the agent says drain; the exit code."""
     import socket
 
     import uvloop
 
-    from zmesh import logs
-
-    pipe = current_verb.pipe
-    assert pipe is not None, "the command line opened it"
-    document = pipe.receive_first(DOCUMENT_SECONDS)
-    settings = Settings.from_json(str(document["settings"]))  # the agent's word, so that all of a host agree
-    logs.setup(settings.log_level, "gateway")
-    listen, front = document["listen"], document["front"]
-    assert isinstance(listen, int) and isinstance(front, str), document
+    pipe, listen = current_verb.pipe, start.document["listen"]
+    assert pipe is not None and isinstance(listen, int), start.document
     with socket.socket(fileno=listen) as listener:
         os.set_inheritable(listen, False)
-        return uvloop.run(_gateway(plan, settings, app, schemas, pipe, front, listener))
+        return uvloop.run(_serve_on(listener, start, pipe))
 
 
-async def _gateway(
-    plan: Plan,
-    settings: Settings,
-    app: FastAPI | None,
-    schemas: Mapping[str, RouteSchema],
-    pipe: Pipe,
-    front: str,
-    listener: socket.socket,
-) -> int:
+async def _serve_on(listener: socket.socket, start: _Gateway, pipe: Pipe) -> int:
     import asyncio
 
     from zmesh.broker import Broker
@@ -310,10 +308,10 @@ async def _gateway(
     raise_file_limit()
     loop = asyncio.get_running_loop()
     context = Context()
-    broker = Broker(plan, settings.limits(), context, front, loop)
+    broker = Broker(start.plan, start.settings.limits(), context, str(start.document["front"]), loop)
     try:
         broker.start()
-        gateway = Gateway(plan, settings, broker.local_port(), app, schemas)
+        gateway = Gateway(start.plan, start.settings, broker.local_port(), start.app, start.schemas)
         loop.add_reader(pipe.fd, _obey, pipe, gateway)
         loop.call_soon(_obey, pipe, gateway)  # what came together with the document has no signal of its own
         serving = loop.create_task(gateway.serve(listener))

@@ -1,4 +1,4 @@
-"""A model that sleeps, whatever the size of its batch; and stages of the same size that do nothing, for the round trip."""
+"""A model that sleeps, whatever the size of its batch; and stages that do nothing, for the round trip."""
 
 import os
 import struct

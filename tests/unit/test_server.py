@@ -51,7 +51,6 @@ class Agent:
 @pytest.fixture(autouse=True)
 def _nobody_said_anything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(server_module.os, "environ", {})
-    monkeypatch.delitem(sys.modules, "__mp_main__", raising=False)
     current_verb.become("")
     yield
     current_verb.become("")
@@ -61,11 +60,10 @@ def _nobody_said_anything(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     import zmesh
 
-    agent, quiet = Agent(), ModuleType("zmesh.logs")
-    quiet.setup = lambda level, role: None  # type: ignore[attr-defined]
-    for name, module in {"agent": agent, "logs": quiet}.items():
-        monkeypatch.setitem(sys.modules, f"zmesh.{name}", module)
-        monkeypatch.setattr(zmesh, name, module, raising=False)
+    agent = Agent()
+    monkeypatch.setitem(sys.modules, "zmesh.agent", agent)
+    monkeypatch.setattr(zmesh, "agent", agent, raising=False)
+    monkeypatch.setattr(server_module.logs, "setup", lambda level, role: None)
     return agent
 
 
@@ -279,7 +277,7 @@ def test_nothing_starts_in_a_worker_or_in_a_process_of_the_users_own(agent: Agen
     current_verb.become("import", app_path="app.py")
     Server().run()
     current_verb.become("run", app_path="app.py")
-    monkeypatch.setitem(sys.modules, "__mp_main__", ModuleType("__mp_main__"))
+    monkeypatch.setitem(globals(), "__name__", "__mp_main__")  # as multiprocessing runs the main file in its children
     Server().run()
     assert agent.ran == []
 

@@ -1,0 +1,42 @@
+"""One worker class whose moods are set by the environment and by requests; for tests of the agent."""
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from zmesh import Server, Worker
+
+
+class Moody(Worker):
+    def __init__(self) -> None:
+        if os.environ.get("MOOD") == "broken":
+            raise RuntimeError("no model here")
+        if os.environ.get("MOOD") == "dies":
+            os._exit(9)
+        if os.environ.get("MOOD") == "slow":
+            time.sleep(60)
+
+    def forward(self, data: Any) -> Any:
+        time.sleep(data.get("seconds", 0))
+        helper = subprocess.Popen(["sleep", "600"]).pid if data.get("helper") else 0
+        return {
+            "pid": os.getpid(),
+            "helper": helper,
+            "worker_id": self.worker_id,
+            "env": os.environ.get("CARD"),
+            "argv": sys.argv[1:],
+        }
+
+
+class Other(Worker):
+    def forward(self, data: Any) -> Any:
+        return data
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Moody, num=2, env=[{"CARD": "one"}, {"CARD": "two"}], route="/moody")
+    server.append_worker(Other, route="/other")
+    server.run()

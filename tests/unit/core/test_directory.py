@@ -1,0 +1,258 @@
+"""Who may speak: HELLO and its refusals, sessions that do not agree, strikes."""
+
+import pytest
+
+from tests.unit.core.world import SEGFAULT, WorkerPeer, World, stage
+from zmesh.core import directory as directory_module
+from zmesh.core.directory import STRUCK_MAX
+from zmesh.messages import Refuse, RefuseCode, Role, SessionId, Welcome
+
+
+def two_stages(**limits: object) -> World:
+    return World(
+        stage("embed"), stage("rank", retry=False), routes={"/e": ["embed"], "/er": ["embed", "rank"]}, **limits
+    )
+
+
+# HELLO
+
+
+def test_hello_is_answered_by_welcome_with_what_a_peer_has_to_know():
+    world = two_stages()
+    world.gateway()
+    (welcome,) = world.messages(Welcome)
+    assert isinstance(welcome, Welcome)
+    assert (welcome.heartbeat_ms, welcome.dead_ms) == (1000, 5000)
+    assert (welcome.stages, welcome.once_routes) == (["embed", "rank"], ["/er"])
+    assert welcome.epoch == world.mesh.directory.epoch > 0
+    assert welcome.session in world.mesh.directory.sessions
+
+
+def test_hello_repeated_from_the_same_socket_is_welcome_again_in_the_same_session():
+    world = two_stages()
+    gateway = world.gateway()
+    session = gateway.session
+    assert world.turn(gateway.greets(), after=1.0) == ["g ← WELCOME"]
+    assert gateway.session == session
+    assert world.mesh.directory.sessions[session].heard == world.now
+
+
+def test_hello_from_a_new_connection_opens_a_new_session_and_closes_the_old():
+    world = two_stages()
+    gateway = world.gateway()
+    former = gateway.session
+    gateway.reconnects()
+    assert world.turn(gateway.greets()) == ["g ← WELCOME"]
+    assert gateway.session != former and former not in world.mesh.directory.sessions
+
+
+def test_hello_of_an_earlier_connection_is_dropped():
+    world = two_stages()
+    gateway = world.gateway()
+    late = gateway.greets()
+    gateway.reconnects()
+    world.turn(gateway.greets())
+    assert world.turn(late) == []
+    assert world.mesh.directory.at(late.address) is None
+
+
+def test_hello_that_libzmq_repeats_over_a_new_connection_opens_a_new_session():
+    world = two_stages()
+    gateway = world.gateway()
+    gateway.reconnects()
+    gateway.connection = 1  # the same socket of the gateway, the same HELLO, another routing id
+    assert world.turn(gateway.greets()) == ["g ← WELCOME"]
+    assert len(world.mesh.directory.sessions) == 1
+
+
+def test_hello_of_a_known_process_in_another_role_is_dropped():
+    world = two_stages()
+    gateway = world.gateway()
+    assert world.turn(gateway.greets(role=Role.AGENT, connection=2)) == []
+
+
+def test_hello_of_a_worker_that_is_known_to_be_dead_is_dropped():
+    world = two_stages()
+    agent, worker = world.agent(), world.worker(credit=1)
+    world.turn(agent.reports(worker, SEGFAULT))
+    worker.reconnects()
+    assert world.turn(worker.greets()) == []  # it was said before the end and read after
+    assert world.turn(after=0.02) == ["forget the old w1"]
+
+
+@pytest.mark.parametrize(
+    ("role", "socket", "changes", "refusal"),
+    [
+        (Role.GATEWAY, 0, {"versions": [2, 3]}, "VERSION: this broker speaks zmesh/1, you [2, 3]"),
+        (Role.GATEWAY, 1, {}, "ROLE: a gateway does not speak on this socket"),
+        (Role.WORKER, 0, {"stage": "embed"}, "ROLE: a worker does not speak on this socket"),
+        (Role.WORKER, 1, {"stage": "rank"}, "STAGE: stage 'rank' is not served here; known are embed, rank"),
+        (Role.WORKER, 1, {"stage": "cook"}, "STAGE: stage 'cook' is not served here; known are embed, rank"),
+        (
+            Role.WORKER,
+            1,
+            {"fingerprint": "other"},
+            "FINGERPRINT: the app here is another one: its stages, routes or codecs differ",
+        ),
+        (
+            Role.GATEWAY,
+            0,
+            {"fingerprint": "other"},
+            "FINGERPRINT: the app here is another one: its stages, routes or codecs differ",
+        ),
+    ],
+)
+def test_hello_is_refused_with_the_reason(role: Role, socket: int, changes: dict[str, object], refusal: str):
+    world = two_stages()
+    stranger = world.stranger(role=role, socket=socket)
+    assert world.turn(stranger.greets(**changes)) == [f"stranger ← REFUSE {refusal}"]
+    assert not world.mesh.directory.sessions and world.mesh.directory.refused == 1
+
+
+def test_an_agent_needs_no_fingerprint():
+    world = two_stages()
+    assert world.turn(world.stranger(role=Role.AGENT).greets(fingerprint="")) == ["stranger ← WELCOME"]
+
+
+def test_hello_is_refused_when_there_are_too_many_peers():
+    world = two_stages(peers_max=1)
+    world.gateway()
+    stranger = world.stranger()
+    assert world.turn(stranger.greets()) == ["stranger ← REFUSE ERROR: this broker has 1 peers already"]
+
+
+def test_a_gateway_whose_task_ids_would_clash_is_refused():
+    world = two_stages()
+    world.gateway("gate-1")
+    world.worker("gate-3")  # not a gateway: it makes no task ids
+    stranger = world.stranger("gate-2")
+    assert world.turn(stranger.greets()) == [
+        "gate-2 ← REFUSE ERROR: another gateway has the same task ids; draw another peer id"
+    ]
+
+
+# Sessions
+
+
+def test_a_session_nobody_knows_is_told_to_say_hello_again():
+    world = two_stages()
+    stranger = world.stranger()
+    assert world.turn(stranger.beats()) == ["stranger ← REFUSE UNKNOWN_PEER: say HELLO again"]
+    (refuse,) = world.messages(Refuse)
+    assert isinstance(refuse, Refuse) and refuse.code is RefuseCode.UNKNOWN_PEER
+    assert world.effects[0].session == SessionId(0)  # type: ignore[union-attr]
+
+
+def test_a_session_from_another_address_is_told_to_say_hello_again():
+    world = two_stages()
+    gateway, stranger = world.gateway(), world.stranger()
+    stranger.session = gateway.session
+    assert world.turn(stranger.beats()) == ["stranger ← REFUSE UNKNOWN_PEER: say HELLO again"]
+
+
+def test_a_role_that_may_not_say_this_is_struck_and_changes_nothing():
+    world = two_stages()
+    worker, gateway = world.worker(credit=1), world.gateway()
+    submitted = gateway.submits(1, route="/e")
+    by_worker = type(submitted)(worker.address, worker.session, submitted.message)
+    assert world.turn(by_worker) == ["warning: a peer broke the protocol: WORKER may not say this"]
+    assert not world.mesh.tasks and world.mesh.directory.malformed == 1
+
+
+def test_closed_sessions_of_workers_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(directory_module, "CLOSED_MAX", 2)
+    world = two_stages()
+    gone = [world.worker(f"w{number}") for number in range(4)]
+    for worker in gone:
+        world.turn(worker.leaves())
+    assert [worker.session for worker in gone[2:]] == list(world.mesh.directory._closed)
+
+
+def test_an_address_that_was_taken_over_is_not_forgotten_with_its_former_peer():
+    world = two_stages()
+    first, second = world.gateway("one"), world.stranger("two")
+    second.address = first.address
+    world.names[second.address] = "two"
+    world.turn(second.greets())
+    world.turn(first.leaves())  # from an address that is now another's
+    assert world.mesh.directory.at(second.address) is not None
+
+
+def test_a_process_is_a_worker_only_if_it_said_so():
+    world = two_stages()
+    gateway, worker = world.gateway(), world.worker()
+    assert world.mesh.directory.worker_of(gateway.peer) is None
+    assert world.mesh.directory.worker_of(worker.peer) is world.record(worker)
+
+
+# Strikes
+
+
+def struck(world: World, times: int = 5) -> WorkerPeer:
+    worker = world.worker(credit=1)
+    for _ in range(times):
+        world.turn(worker.sends_rubbish())
+    return worker
+
+
+def test_each_strike_but_the_last_is_reported():
+    world = World()
+    worker = world.worker()
+    warning = "warning: a peer broke the protocol: not a message"
+    assert [world.turn(worker.sends_rubbish()) for _ in range(5)] == [[warning]] * 4 + [[]]
+    assert world.mesh.directory.malformed == 5
+
+
+def test_five_strikes_within_ten_seconds_and_the_peer_is_not_heard_for_as_long():
+    world = World()
+    stranger = world.stranger()
+    for _ in range(5):
+        world.turn(stranger.sends_rubbish(), after=1.0)
+    assert world.turn(stranger.greets()) == []
+    assert world.turn(stranger.greets(), after=5.9) == []
+    assert world.turn(stranger.greets(), after=0.2) == ["stranger ← WELCOME"]
+
+
+def test_four_strikes_or_five_over_a_longer_time_are_forgiven():
+    world = World()
+    stranger = world.stranger()
+    for _ in range(4):
+        world.turn(stranger.sends_rubbish())
+    world.turn(stranger.sends_rubbish(), after=10.0)
+    assert world.turn(stranger.greets()) == ["stranger ← WELCOME"]
+
+
+def test_others_are_heard_while_one_is_ignored():
+    world = World()
+    struck(world)
+    assert world.turn(world.stranger().greets()) == ["stranger ← WELCOME"]
+    assert world.turn() == []  # and what has no address is heard too
+
+
+def test_an_ignored_worker_is_given_nothing_and_what_it_holds_is_run_elsewhere_uncharged():
+    world = World()
+    gateway = world.gateway()
+    bad = world.worker("bad", credit=1)
+    assert world.turn(gateway.submits(1, 2)) == ["bad ← TASKS 1: 1 2"]
+    good = world.worker("good", credit=1)
+    for _ in range(5):
+        world.turn(bad.sends_rubbish())
+    assert world.turn(bad.beats()) == ["forget bad", "good ← TASKS 2: 1 2"]
+    assert world.stage().counts.deaths == 0 and world.task(1).deaths == 0
+    assert world.turn(bad.finishes(1)) == []
+    assert world.turn(good.finishes(2)) == ["g ← REPLY 1 ok, 2 ok"]
+
+
+def test_what_the_broker_finds_out_about_an_ignored_peer_still_counts():
+    world = World()
+    worker = struck(world)
+    world.turn(worker.is_unreachable())
+    assert world.mesh.directory.at(worker.address).lost_at == world.now  # type: ignore[union-attr]
+
+
+def test_strikes_are_remembered_of_a_bounded_number_of_addresses():
+    world = World()
+    directory = world.mesh.directory
+    for number in range(STRUCK_MAX + 10):
+        directory.strike((0, number.to_bytes(4, "big")), "nonsense", world.now)
+    assert len(directory._strikes) == STRUCK_MAX

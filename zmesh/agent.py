@@ -66,6 +66,7 @@ class Agent:
         self._was_ready = False
         self._drain_until: float | None = None  # set: we are stopping, and the gateway has until then
         self._leave_until: float | None = None  # set: the gateway is gone, and the workers have until then
+        self._shown: dict[Restarts, str] = {}  # the last traceback of each stage that was logged
         self._interrupts = 0
         self._drain_exit_code = 0
         self._exit_code: int | None = None
@@ -212,6 +213,7 @@ class Agent:
             now = monotonic()
             slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
             log.warning("%s", slot.obituary(code, slot.start_at - now))
+            self._show_traceback(slot, child)
         if slot.stage is not None:
             is_oom = code == -signal.SIGKILL and self._oom.rose()
             is_failing = slot.restarts.is_failing
@@ -223,6 +225,13 @@ class Agent:
         slot.child = slot.help_at = None
         child.close()
         self._give_up_if_hopeless(slot, child, deeds, code)
+
+    def _show_traceback(self, slot: Slot, child: Child) -> None:
+        """Once, however often the same goes wrong. A run that gives up shows it at its end."""
+        gives_up = not self._was_ready and self._settings.on_start_failure == "exit"
+        if child.failure and not gives_up and self._shown.get(slot.restarts) != child.failure:
+            self._shown[slot.restarts] = child.failure
+            log.error("%s failed to start\n%s", slot.name, child.failure.rstrip())
 
     def _give_up_if_hopeless(self, slot: Slot, child: Child, deeds: Deeds, code: int) -> None:
         hopeless = deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX

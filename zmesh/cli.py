@@ -159,8 +159,8 @@ def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> i
     try:
         return _execute("gateway", app, user_args, _given(options), pipe=pipe)
     except StartError as error:
-        pipe.send(say="failed", text=getattr(error, "detail", ""), line=str(error))
-        raise
+        pipe.send(say="failed", text=getattr(error, "detail", ""), line=str(error))  # and the agent tells the user
+        return error.exit_code
 
 
 @zmesh.command("check", params=[OUTPUT, *_parameters()])

@@ -15,7 +15,8 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Generator, Mapping, MutableMapping
+import time
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from typing import Any
 
 import uvicorn
@@ -72,6 +73,8 @@ class Gateway:
         port: Port,
         app: FastAPI | None = None,
         schemas: Mapping[str, openapi.RouteSchema] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         app = make_app() if app is None else app
         if app.router.dependencies:
@@ -79,9 +82,9 @@ class Gateway:
                 "global dependencies of the app would not guard inference: use middleware instead of dependencies=[…]"
             )
         self.counts = GatewayCounts()
-        self.link = BrokerLink(plan, settings.limits(), port)
+        self.link = BrokerLink(plan, settings.limits(), port, clock=clock)
         is_guarded = bool(app.user_middleware)
-        self.inference = Inference(plan, settings, self.link, self.counts, app, is_guarded=is_guarded)
+        self.inference = Inference(plan, settings, self.link, self.counts, app, is_guarded=is_guarded, clock=clock)
         document = openapi.metadata(plan, schemas, version=VERSION)
         _install(app, _Pages(self, settings.namespace, json.dumps(document).encode()))
         self._server = _Server(self.inference)
@@ -105,6 +108,7 @@ class Gateway:
             self.link.close()
             for timer in self._timers:
                 timer.cancel()
+            sock.close()
         return not self._expired
 
     def start_drain(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What an agent needs of its host: the HTTP socket, signals, the stages to run, and words for a person at a terminal."""
+"""What an agent needs of its host: the HTTP socket, signals, the stages to run, and words for the person at it."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ __all__ = [
     "qualified",
     "refuse_optimized",
     "run_as_main",
+    "users_traceback",
 ]
 
 APP_MODULE = "__zmesh_app__"
@@ -280,7 +281,7 @@ def _explain(error: Exception, shown: str, path: str) -> AppError:
         text = " ".join(_saying(error).split())
     suffix = f" (line {line})" if line else ""
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return AppError(f"{shown} does not import: {said}{suffix}", detail=_trimmed(error))
+    return AppError(f"{shown} does not import: {said}{suffix}", detail=users_traceback(error))
 
 
 def _saying(error: Exception) -> str:
@@ -290,7 +291,7 @@ def _saying(error: Exception) -> str:
         return f"(its text cannot be shown: {type(worse).__name__})"
 
 
-def _trimmed(error: Exception) -> str:
+def users_traceback(error: BaseException) -> str:
     """The traceback without our frames and those of the import machinery."""
     told = traceback.TracebackException.from_exception(error)
     _prune(told, lambda frame: not frame.filename.startswith((OURS, "<frozen ")))

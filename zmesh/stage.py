@@ -7,6 +7,7 @@ the `Session` decides, the `BatchRunner` runs the user's code, and the loop here
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import os
@@ -345,6 +346,8 @@ def main() -> int:
     worker = _start(document, pipe)
     if worker is None:
         return 1
+    gc.collect()
+    gc.freeze()  # what is there now stays; no collection need look at it again
     slate.write(0, Phase.IDLE)
     runner = BatchRunner(worker, slate, retry=document.stage.retry)
     context, poller = Context(), Poller()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
+from prometheus_client.utils import floatToGoString
 
 __all__ = ["CATALOGUE", "DURATION_BOUNDS", "Family", "GatewayCounts", "render"]
 
@@ -135,7 +136,7 @@ class _Scrape:
 
     def _histogram(self, name: str, stage: str, bounds: Sequence[float], counts: Sequence[int], total: float) -> None:
         heights = list(accumulate(counts))
-        buckets = [*zip([f"{bound:.12g}" for bound in bounds], heights, strict=False), ("+Inf", heights[-1])]
+        buckets = [*zip(map(floatToGoString, bounds), heights, strict=False), ("+Inf", heights[-1])]
         self._families[name].add_metric([stage, TOTAL], buckets, total)
 
     def _gateway(self) -> None:

@@ -64,13 +64,7 @@ def in_background(call: Callable[[], Answer]) -> tuple[threading.Thread, list[An
 
 
 def wait_busy(mesh: RunningMesh) -> None:
-    def busy() -> bool:
-        return any(stage["running"] for stage in mesh.mesh()["stages"])
-
-    try:
-        wait_until(busy, 5)
-    except KeyError:
-        pass
+    wait_until(lambda: any(stage["leased"] for stage in mesh.mesh()["stages"]), 5, "a request to run")
 
 
 def test_it_says_when_and_where_it_is_ready_and_how_to_try_it():
@@ -126,6 +120,7 @@ def test_a_killed_worker_is_replaced_at_once():
 
 def test_a_killed_gateway_is_replaced_on_the_same_port_and_the_workers_live_on():
     with running(APP) as mesh:
+        wait_until(lambda: len(mesh.worker_pids()) == 3)
         pids = set(mesh.worker_pids())
         former = gateway_of(mesh)
         os.kill(former, signal.SIGKILL)

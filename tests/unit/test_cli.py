@@ -243,7 +243,7 @@ def test_the_arguments_of_python_app_py_are_ours_or_the_files():
     )
     assert given == {"port": 1, "stage": ("A", "B:2")}
     assert left == ("--lr=3", "in.txt", "--port")
-    with pytest.raises(UsageError, match="^option '--timeout' requires an argument$"):
+    with pytest.raises(UsageError, match=r"^option '--timeout' requires an argument$"):
         parse_known(["--timeout"], "a")
 
 

@@ -1,5 +1,6 @@
 """The public names, and what importing them does not cost."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -66,6 +67,24 @@ def test_the_version_is_that_of_the_distribution():
 )
 def test_importing_costs_only_what_is_used(statement: str, unwanted: set[str]):
     assert modules_after(statement) & unwanted == set()
+
+
+def test_a_users_logger_speaks_in_the_format_of_all_processes_and_the_root_logger_stays_the_users():
+    code = """
+import logging
+from zmesh import get_logger
+from zmesh.logs import setup
+setup("warning", "gateway"); setup("info", "Echo/1 100%")
+get_logger().info("hello %s", "mesh")
+get_logger().debug("not said")
+logging.getLogger("uvicorn.error").warning("from below")
+assert logging.getLogger().handlers == [] and logging.getLogger().level == logging.WARNING
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    moment = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    first, second = done.stderr.splitlines()
+    assert re.fullmatch(f"{moment} INFO Echo/1 100% hello mesh", first)
+    assert re.fullmatch(f"{moment} WARNING Echo/1 100% from below", second)
 
 
 def test_everything_can_be_imported_by_a_star():

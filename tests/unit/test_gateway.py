@@ -7,10 +7,11 @@ import json
 import logging
 import socket
 from collections.abc import Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Response
 
 from zmesh import answers, inference, linkage
 from zmesh.answers import SERVER, VERSION, http_status_of, text_of
@@ -56,6 +57,16 @@ READY = {
 }
 
 Outcome = tuple[int, bytes]
+
+
+class Clock:
+    """Stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class FakeBroker:
@@ -221,7 +232,7 @@ async def joined(
 async def until(condition: Callable[[], object]) -> None:
     """Turns of the loop until `condition` holds; the test's own limit is the deadline."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 there is no event for what is looked at here
             await asyncio.sleep(0)
 
 
@@ -344,14 +355,13 @@ def test_429_and_503_say_when_to_come_again():
 def test_retry_after_is_what_waits_divided_by_the_rate_of_answers():
     async def main() -> None:
         broker = FakeBroker()
-        now = 0.0
-        gateway = await joined(broker)
+        clock = Clock()
+        gateway = await joined(broker, clock=clock)
         door = gateway.inference
-        door._clock = lambda: now
         door.sweep()
         for _ in range(4):
             await Client(b"x").ask(door)
-        now = 2.0
+        clock.now += 2
         door.sweep()  # 4 answers in 2 seconds
         broker.outcome = None
         waiting = [Client(b"x").start(door) for _ in range(9)]
@@ -464,16 +474,15 @@ def test_a_request_timeout_that_is_no_number_is_400_and_says_so(bad):
 def test_a_body_that_does_not_come_is_408_and_no_task():
     async def main() -> Client:
         broker = FakeBroker()
-        gateway = await joined(broker)
-        now = 0.0
-        gateway.inference._clock = lambda: now
+        clock = Clock()
+        gateway = await joined(broker, clock=clock)
         client = Client(b"first", finishes=False)
         asking = client.start(gateway.inference)
         await until(lambda: client.received == 1)
-        now = inference.BODY_SECONDS
+        clock.now += inference.BODY_SECONDS
         gateway.inference.sweep()
         assert not asking.cancelling()
-        now += 1
+        clock.now += 1
         gateway.inference.sweep()
         gateway.inference.sweep()  # cut short once
         asked = await asking
@@ -496,13 +505,12 @@ def test_an_upload_that_is_broken_off_submits_nothing_and_gets_no_answer():
 def test_a_client_that_leaves_while_its_task_waits_takes_the_task_with_it():
     async def main() -> None:
         broker = FakeBroker(None)
-        gateway = await joined(broker)
-        now = 0.0
-        gateway.inference._clock = lambda: now
+        clock = Clock()
+        gateway = await joined(broker, clock=clock)
         client = Client(b"x")
         asking = client.start(gateway.inference)
         await until(lambda: broker.submits)
-        now = 1.0
+        clock.now += 1
         gateway.inference.sweep()
         gateway.inference.sweep()  # watched once
         client.gone.set()
@@ -519,13 +527,12 @@ def test_a_client_that_leaves_while_its_task_waits_takes_the_task_with_it():
 def test_a_slow_request_is_answered_though_it_is_watched():
     async def main() -> None:
         broker = FakeBroker(None)
-        gateway = await joined(broker)
-        now = 0.0
-        gateway.inference._clock = lambda: now
+        clock = Clock()
+        gateway = await joined(broker, clock=clock)
         client = Client(b"x")
         asking = client.start(gateway.inference)
         await until(lambda: broker.submits)
-        now = 1.0
+        clock.now += 1
         gateway.inference.sweep()
         await asyncio.sleep(0)
         broker.reply(broker.submits[0].columns.ids, Status.OK, b"at last")
@@ -681,9 +688,7 @@ def test_a_gateway_that_drains_in_time_answers_everything_and_says_so():
         gateway = Gateway(PLAN, Settings(), broker)
         task, port = await serving(gateway)
         asking = asyncio.get_running_loop().create_task(http(port, POST))
-        async with asyncio.timeout(5):
-            while not broker.submits:
-                await asyncio.sleep(0.001)
+        await until(lambda: broker.submits)
         gateway.start_drain(30)
         gateway.start_drain(60)
         broker.reply(broker.submits[0].columns.ids, Status.OK, b"finished")
@@ -704,9 +709,7 @@ def test_a_gateway_whose_drain_expires_says_so():
         gateway = Gateway(PLAN, Settings(timeout=60_000), broker)
         task, port = await serving(gateway)
         asking = asyncio.get_running_loop().create_task(http(port, POST))
-        async with asyncio.timeout(5):
-            while not broker.submits:
-                await asyncio.sleep(0.001)
+        await until(lambda: broker.submits)
         gateway.start_drain(0.05)
         answer = await asking
         assert answer.startswith(b"HTTP/1.1 503 ")
@@ -725,7 +728,7 @@ def test_an_app_whose_lifespan_fails_is_a_readable_start_error(caplog):
         yield
 
     app = make_app()
-    app.router.lifespan_context = __import__("contextlib").asynccontextmanager(lifespan)
+    app.router.lifespan_context = asynccontextmanager(lifespan)
 
     async def main() -> None:
         gateway = Gateway(PLAN, Settings(), FakeBroker(), app)
@@ -778,7 +781,7 @@ def test_middleware_guards_inference():
     @app.middleware("http")
     async def guard(request: Any, call_next: Any) -> Any:
         if request.headers.get("authorization") != "secret":
-            return __import__("fastapi").Response("go away", 401)
+            return Response("go away", 401)
         response = await call_next(request)
         response.headers["x-guarded"] = "yes"
         return response

@@ -1,7 +1,8 @@
+import logging
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -9,9 +10,10 @@ from zmesh import server as server_module
 from zmesh.config import Plan, Settings
 from zmesh.errors import StartError, UsageError
 from zmesh.loader import AppError, current_verb
+from zmesh.pipe import Pipe, pipe_pair
 from zmesh.server import Server
 from zmesh.stage import Stage
-from zmesh.worker import SSEWorker, Worker
+from zmesh.worker import ParseTarget, SSEWorker, Worker
 
 
 class Decode(Worker):
@@ -298,6 +300,83 @@ def test_check_prints_the_plan_and_starts_nothing(agent: Agent, capsys: pytest.C
     server.run()
     assert Plan.from_json(capsys.readouterr().out) == server.plan(Settings())
     assert agent.ran == []
+
+
+# ── the gateway process ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class SchoolWorker(Worker):
+    def forward(self, data: Any) -> Any:
+        return data
+
+    @classmethod
+    def get_forward_json_schema(cls, target: ParseTarget, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        name = target.value.title()
+        return {"$ref": ref_template.format(name=name)}, {name: {"type": "object"}}
+
+
+class BrokenSchema(Classify):
+    @classmethod
+    def get_forward_json_schema(cls, target: ParseTarget, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        raise TypeError("no schema for that")
+
+
+def test_a_gateway_takes_the_settings_of_its_agent_and_the_schemas_of_the_workers(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    started: list[Any] = []
+    monkeypatch.setattr(server_module, "_serve", lambda start: started.append(start) or 0)
+    agents, ours = pipe_pair()
+    ours_pipe = Pipe(ours)
+    agents.send(settings=Settings(wait=77, user_args=("-x",)).to_json(), front="ipc://front", listen=9)
+    current_verb.become("gateway", app_path="app.py", given={"wait": 1}, pipe=ours_pipe)
+    server = Server()
+    server.append_worker(SchoolWorker, route="/school")
+    server.append_worker(BrokenSchema, route="/broken")
+    logging.getLogger("zmesh").propagate = True
+    server.run()
+    agents.close()
+    ours_pipe.close()
+    ((plan, settings, app, schemas, document),) = started
+    assert settings.wait == 77 and plan.stages[0].max_wait_ms == 77 and app is None
+    assert schemas["/school"].request == {"$ref": "#/components/schemas/Input"}
+    assert schemas["/school"].response == {"$ref": "#/components/schemas/Return"}
+    assert set(schemas["/school"].components) == {"Input", "Return"}
+    assert "/broken" not in schemas and "route /broken has no schema" in caplog.text
+    assert (document["front"], document["listen"]) == ("ipc://front", 9)
+
+
+def test_a_gateway_drains_when_it_is_told_to_and_ends_with_its_agent(monkeypatch: pytest.MonkeyPatch):
+    class Gateway:
+        drained: ClassVar[list[float]] = []
+
+        def start_drain(self, seconds: float) -> None:
+            self.drained.append(seconds)
+
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr(server_module.os, "_exit", end)
+    agents, ours = pipe_pair()
+    ours_pipe = Pipe(ours)
+    agents.send(say="hello")
+    agents.send(say="drain", seconds="soon")
+    agents.send(say="drain", seconds=2)
+    server_module._obey(ours_pipe, Gateway())  # type: ignore[arg-type]
+    assert Gateway.drained == [2.0]
+    agents.close()
+    with pytest.raises(Ended, match="1"):
+        server_module._obey(ours_pipe, Gateway())  # type: ignore[arg-type]
+    ours_pipe.close()
+
+
+def test_the_app_is_made_when_it_is_first_asked_for():
+    server = Server()
+    assert server.app is server.app
+    assert type(server.app).__name__ == "FastAPI"
 
 
 # ── python app.py ─────────────────────────────────────────────────────────────────────────────────────────────────

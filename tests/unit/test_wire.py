@@ -560,20 +560,24 @@ def test_a_list_of_leases_or_ids_that_holds_anything_else_is_refused(path, wrong
 
 # ── columns ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# Inline first tries take the quick way through the decoder, other tasks the long one.
+QUICK = an("Tasks", columns=dataclasses.replace(COLUMNS, attempts=[0, 0], kinds=[0, 0]))
+IN_COLUMNS = {"Tasks": an("Tasks"), "Quick": QUICK, "Results": an("Results"), "Reply": an("Reply")}
 PATHS = [
     *(f"Tasks.columns.{name}" for name in FIELDS_OF_COLUMNS),
+    *(f"Quick.columns.{name}" for name in FIELDS_OF_COLUMNS),
     *(f"Results.{name}" for name in ["rows", "statuses", "kinds", "payloads", "ids"]),
     *(f"Reply.{name}" for name in ["ids", "statuses", "kinds", "payloads", "attempts", "queue_us", "compute_us"]),
 ]
 OF_NUMBERS = [path for path in PATHS if path.rpartition(".")[2] not in {"payloads", "contexts"}]
 OF_63_BITS = [path for path in OF_NUMBERS if path.endswith(("rows", "_ms", "_us", "attempts"))]
-OF_IDS = ["Tasks.columns.ids", "Results.rows", "Results.ids", "Reply.ids"]
+OF_IDS = ["Tasks.columns.ids", "Quick.columns.ids", "Results.rows", "Results.ids", "Reply.ids"]
 
 
 def put_column(path: str, change: Any) -> list[Any]:
     """The frames of the message of that name with the column replaced by what `change` makes of it."""
     name, _, path = path.partition(".")
-    message: Any = BY_NAME[name]
+    message: Any = IN_COLUMNS[name]
     column = message
     for part in path.split("."):
         column = getattr(column, part)
@@ -617,17 +621,18 @@ def test_ids_and_rows_that_are_not_different_are_refused(path):
     refused(put_column(path, lambda c: [c[0], c[0]]), f"{path.partition('.')[2]}: must be different numbers")
 
 
-@pytest.mark.parametrize("path", ["Tasks.columns.ids", "Results.ids", "Reply.ids"])
+@pytest.mark.parametrize("path", ["Tasks.columns.ids", "Quick.columns.ids", "Results.ids", "Reply.ids"])
 def test_ids_have_64_bits(path):
     assert decode(put_column(path, lambda c: [2**64 - 1, 0]), LIMITS)
 
 
 @pytest.mark.parametrize("state", [4, 7, 255, 2**63])
-def test_a_state_with_a_bit_that_has_no_meaning_is_refused(state):
-    refused(put_column("Tasks.columns.states", lambda _: [3, state]), "columns.states: must be bits of State")
+@pytest.mark.parametrize("path", ["Tasks.columns.states", "Quick.columns.states"])
+def test_a_state_with_a_bit_that_has_no_meaning_is_refused(path, state):
+    refused(put_column(path, lambda _: [3, state]), "columns.states: must be bits of State")
 
 
-@pytest.mark.parametrize("path", ["Tasks.columns.kinds", "Results.kinds", "Reply.kinds"])
+@pytest.mark.parametrize("path", ["Tasks.columns.kinds", "Quick.columns.kinds", "Results.kinds", "Reply.kinds"])
 def test_a_kind_of_payload_that_is_not_known_is_refused(path):
     refused(put_column(path, lambda _: [0, 3]), f"{path.partition('.')[2]}: must be known kinds")
 
@@ -720,6 +725,7 @@ def test_as_json_peers_are_hex_payloads_base64_words_named_and_nil_left_out():
         "payloads": [{"base64": "AP8="}, {"base64": "YWJj"}],
     }  # fmt: skip
     assert "ids" not in to_json(an("Results", ids=None))
+    assert json.dumps(to_json(an("Reply", statuses=[say.Status.OK, say.Status.SHED]))["statuses"]) == "[0, 5]"
     assert to_json(an("Submit"))["columns"]["contexts"] == COLUMNS.contexts
 
 

@@ -35,6 +35,8 @@ BIN_GROWTH = 0.12
 MARGIN = 1.5  # what waiting must save, as a multiple of what it costs
 WINDOW_RATE = 0.15  # weight of the newest window in what is usual
 SERVICE_RATE = 0.2  # weight of the newest batch in the time a batch takes
+SLOPE_RATE = 0.04  # ... and in how that depends on its size
+SIGNIFICANT = 4.0  # a slope counts from twice its own uncertainty (squared)
 LESSONS_MIN = 5  # so many answer windows take every task for an expected one
 NOBODY = 0.5  # fewer tasks than this are nobody
 REGULAR = 0.8  # a window expects somebody if in so many of its openings somebody came
@@ -72,7 +74,6 @@ class Batcher:
         self._max_batch_size = max_batch_size
         self._max_wait = max_wait_seconds
         self._mode = mode
-        self._learns = mode == "crowd"
         edges = _bin_edges(max_wait_seconds)
         self._answer = _Window(edges)
         self._burst = _Window(edges)
@@ -85,7 +86,7 @@ class Batcher:
 
     def arrived(self, now: float, count: int) -> None:
         """`count` tasks came in one message."""
-        if not self._learns:
+        if self._mode != "crowd":
             return
         expected = self._answer.count(now, count)
         if now - self._burst.opened < self._max_wait:
@@ -97,7 +98,7 @@ class Batcher:
         """A batch of `count` tasks came back. Without one row that is `ok` its time says nothing about the model."""
         if ok:
             self._services.learn(now, count, service_seconds)
-        if self._learns:
+        if self._mode == "crowd":
             self._answer.open(now, count)
 
     def due(
@@ -127,9 +128,9 @@ class Batcher:
             return now
         room = self._max_batch_size - waiting
         price = MARGIN * waiting / saves  # tasks that must come per second of waiting
-        again = self._answer.ask_again(now, end, price, idle_others, room, True)
-        if not again:
-            again = self._burst.ask_again(now, end, price, idle_others, room, False)
+        again = self._answer.ask_again(now, end, price, idle_others, room, True) or self._burst.ask_again(
+            now, end, price, idle_others, room, False
+        )
         return min(again, end) if again else now
 
     def reason(self, now: float, waiting: int, oldest: float, idle_since: float) -> Release:
@@ -241,37 +242,29 @@ class _Window:
                 scale = missing / later
         most = min(later * scale - others, room)
         latest = elapsed + min(most / price, end - now)  # no horizon beyond it can pay
-        for k in range(bin, len(edges)):
-            edge = edges[k]
-            if edge > latest:
-                return 0.0
-            if (later - ahead[k]) * scale - others > price * (edge - elapsed):
+        for k in range(bin, bisect_right(edges, latest)):
+            if (later - ahead[k]) * scale - others > price * (edges[k] - elapsed):
                 return self.opened + edges[bin] + JUST_AFTER_SECONDS
         return 0.0
 
 
 class _Services:
-    """How long batches take: on average, whatever their size, at least, and how evenly."""
+    """How long batches take: on average, before their first task, at least, and how evenly."""
 
     def __init__(self) -> None:
         self.mean = 0.0
         self.intercept = 0.0
         self.are_short_and_even = True
         self._size = 0.0
-        self._size_size = self._size_time = self._time_time = 0.0  # variances and covariance, fading
+        self._slope = _Slope()
         self._recent: deque[float] = deque(maxlen=RECENT_MAX)
         self._when: deque[float] = deque(maxlen=MINUTE_SAMPLES)
 
     def learn(self, now: float, count: int, seconds: float) -> None:
         rate = SERVICE_RATE if self._recent else 1.0
-        size, time = count - self._size, seconds - self.mean
-        self._size += rate * size
-        self.mean += rate * time
-        keep = 1 - rate
-        self._size_size = keep * (self._size_size + rate * size * size)
-        self._size_time = keep * (self._size_time + rate * size * time)
-        self._time_time = keep * (self._time_time + rate * time * time)
-        self.intercept = self._intercept()
+        self._size += rate * (count - self._size)
+        self.mean += rate * (seconds - self.mean)
+        self.intercept = max(0.0, self.mean - self._slope.learn(count, seconds) * self._size)
         self._recent.append(seconds)
         self._when.append(now)
         times = sorted(self._recent)
@@ -279,18 +272,34 @@ class _Services:
         is_wide = len(times) >= WIDE_SAMPLES_MIN and p90 > WIDE_FACTOR * times[(len(times) - 1) // 2]
         self.are_short_and_even = p90 <= SLOW_SECONDS and not is_wide
 
-    def _intercept(self) -> float:
-        """The time a batch takes before its first task; all of it where the size does not matter.
-
-        The slope counts as far as the size explains the time (r²): noise over nearly equal sizes has any slope.
-        """
-        spread = self._size_size * self._time_time
-        if self._size_time <= 0 or spread <= 0:
-            return self.mean
-        slope = self._size_time / self._size_size * min(1.0, self._size_time * self._size_time / spread)
-        return max(0.0, self.mean - slope * self._size)
-
     def shortest(self, now: float) -> float | None:
         if len(self._when) < MINUTE_SAMPLES or self._when[0] < now - MINUTE_SECONDS:
             return None
         return min(list(self._recent)[-SHORTEST_OF:])
+
+
+class _Slope:
+    """Seconds that a batch takes longer for each task in it: a straight line through the newest batches."""
+
+    def __init__(self) -> None:
+        self._samples = 0.0
+        self._size = self._time = 0.0
+        self._size_size = self._size_time = self._time_time = 0.0  # variances and covariance
+
+    def learn(self, size: float, time: float) -> float:
+        """The slope, as far as it is significant: noise over nearly equal sizes has any slope."""
+        rate = max(SLOPE_RATE, 1 / (self._samples + 1))
+        self._samples = 1 / rate
+        size -= self._size
+        time -= self._time
+        self._size += rate * size
+        self._time += rate * time
+        keep = 1 - rate
+        self._size_size = keep * (self._size_size + rate * size * size)
+        self._size_time = keep * (self._size_time + rate * size * time)
+        self._time_time = keep * (self._time_time + rate * time * time)
+        explained = self._size_time * self._size_time
+        if self._size_time <= 0:
+            return 0.0
+        doubt = SIGNIFICANT * (self._size_size * self._time_time - explained) / (self._samples * explained)
+        return max(0.0, 1 - doubt) * self._size_time / self._size_size

@@ -19,7 +19,7 @@ def test_a_gateway_that_is_owed_nothing_is_told_nothing():
 
 def test_outcomes_of_a_turn_are_told_together_and_once():
     world, gateway = a_gateway()
-    world.turn(world.peers[0].submits(1))  # type: ignore[attr-defined]
+    world.turn(world.peers[0].submits(1))
     task = world.task(1)
     task.attempt, task.queue_us, task.compute_us = 3, 40, 50
     gateway.owe(task, int(Status.OK), b"result", int(Kind.REFERENCE))

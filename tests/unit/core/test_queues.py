@@ -12,7 +12,7 @@ GATEWAY = World().gateway()
 
 
 def a_task(id: int, size: int = 10, arrived: float = 0.0) -> Task:
-    return Task(TaskId(id), ROUTE, GATEWAY, bytes(size), 0, 99.0, arrived, None)  # type: ignore[arg-type]
+    return Task(TaskId(id), ROUTE, GATEWAY, bytes(size), 0, 99.0, arrived, None)
 
 
 def tasks(*ids: int) -> list[Task]:

@@ -24,7 +24,7 @@ class Yard:
 
     def give(self, worker: Worker, now: float = 0.0, *, rows: int = 1, suspect: bool = False) -> Lease:
         self.leases += 1
-        tasks: list[Task] = [None] * rows  # type: ignore[list-item]
+        tasks: list[Task] = [None] * rows
         lease = Lease(LeaseId(self.leases), worker, tasks, suspect)
         self.crew.spend(worker, lease, now)
         return lease

@@ -1,0 +1,238 @@
+"""Metrics: what is counted is shown, by the names and labels of the catalogue and in both text formats."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_classic
+
+from zmesh.config import Limits, Plan, RoutePlan, StagePlan
+from zmesh.core.dispatcher import Dispatcher
+from zmesh.core.snapshot import snapshot_json
+from zmesh.telemetry import CATALOGUE, DURATION_BOUNDS, GatewayCounts, render
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+HISTOGRAM = {"bounds": [0.5, 1.0], "counts": [3, 2, 1], "sum": 4.5}
+SNAPSHOT = {
+    "tasks": 9,
+    "stages": [
+        {
+            "name": "Resize",
+            "queued": 5,
+            "queued_bytes": 512,
+            "leased": 4,
+            "ready_workers": 2,
+            "failing": "stage Resize does not start: OSError",
+            "counters": {
+                "tasks_ok": 10,
+                "tasks_error": 1,
+                "batches": 4,
+                "attempts": 12,
+                "deaths": 1,
+                "exits": 2,
+                "returned": 3,
+                "poisoned": 1,
+                "expired": 2,
+                "cancelled": 6,
+                "shed": 7,
+                "released_full": 1,
+                "released_crowd": 2,
+                "released_window": 3,
+                "released_single": 4,
+            },
+            "batch_size": HISTOGRAM,
+            "batch_seconds": HISTOGRAM,
+            "queue_seconds": HISTOGRAM,
+        }
+    ],
+    "counters": {"late": 1, "malformed": 2, "refused_peers": 3, "replies": 4, "peers": 5},
+}
+
+
+def scrape(counts=None, snapshot=SNAPSHOT, namespace="zmesh", accept=""):
+    """Every sample as (name, labels) → value, and the families by name."""
+    text, content_type = render(namespace, counts or GatewayCounts(), snapshot, accept)
+    parse = parse_openmetrics if "openmetrics" in content_type else parse_classic
+    families = list(parse(text.decode()))
+    samples = {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    return samples, families
+
+
+def value(samples, name, **labels):
+    return samples[name, frozenset(labels.items())]
+
+
+def test_answers_are_a_counter_by_code_and_endpoint():
+    counts = GatewayCounts()
+    for code in (200, 200, 429):
+        counts.add(code, "/inference", 0.01)
+    samples, _ = scrape(counts)
+    assert value(samples, "zmesh_throughput_total", code="200", endpoint="/inference") == 2
+    assert value(samples, "zmesh_throughput_total", code="429", endpoint="/inference") == 1
+
+
+def test_only_results_have_a_duration():
+    counts = GatewayCounts()
+    counts.add(200, "/inference", 0.003)
+    counts.add(408, "/inference", 3.0)
+    samples, _ = scrape(counts)
+    total = {"stage": "total", "connection": "total"}
+    assert value(samples, "zmesh_process_duration_second_count", **total) == 1
+    assert value(samples, "zmesh_process_duration_second_sum", **total) == pytest.approx(0.003)
+    assert value(samples, "zmesh_process_duration_second_bucket", le="0.002", **total) == 0
+    assert value(samples, "zmesh_process_duration_second_bucket", le="0.004", **total) == 1
+    assert value(samples, "zmesh_process_duration_second_bucket", le="+Inf", **total) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, *DURATION_BOUNDS])
+def test_a_duration_on_a_bound_belongs_below_it(seconds):
+    counts = GatewayCounts()
+    counts.add(200, "/", seconds)
+    index = counts.duration_counts.index(1)
+    assert seconds <= DURATION_BOUNDS[index]
+
+
+def test_a_duration_above_all_bounds_is_counted():
+    counts = GatewayCounts()
+    counts.add(200, "/", 1e6)
+    assert counts.duration_counts[-1] == 1
+
+
+def test_mosecs_durations_have_the_bounds_of_mosec():
+    assert DURATION_BOUNDS[:13] == tuple(0.001 * 2**power for power in range(13))
+
+
+def test_requests_in_flight_are_a_gauge():
+    counts = GatewayCounts()
+    counts.in_flight = 3
+    samples, _ = scrape(counts)
+    assert value(samples, "zmesh_remaining_task") == 3
+
+
+def test_a_stage_shows_its_queue_its_workers_and_its_counters():
+    samples, _ = scrape()
+    shown = {name.removeprefix("zmesh_"): found for (name, labels), found in samples.items() if len(labels) == 1}
+    assert shown == {
+        "queue_depth": 5,
+        "queue_bytes": 512,
+        "leased_tasks": 4,
+        "workers_ready": 2,
+        "stage_failing": 1,
+        "attempts_total": 12,
+        "deaths_total": 1,
+        "exits_total": 2,
+        "returned_total": 3,
+        "poisoned_total": 1,
+        "expired_total": 2,
+        "cancelled_total": 6,
+        "shed_total": 7,
+    }
+    assert value(samples, "zmesh_tasks_total", stage="Resize", outcome="ok") == 10
+    assert value(samples, "zmesh_tasks_total", stage="Resize", outcome="error") == 1
+    reasons = {"full": 1, "crowd": 2, "window": 3, "single": 4}
+    for reason, count in reasons.items():
+        assert value(samples, "zmesh_released_total", stage="Resize", reason=reason) == count
+
+
+@pytest.mark.parametrize("name", ["process_duration_second", "batch_size", "batch_duration_second"])
+def test_the_brokers_histograms_are_made_cumulative(name):
+    samples, _ = scrape()
+    labels = {"stage": "Resize", "connection": "total"}
+    assert [value(samples, f"zmesh_{name}_bucket", le=le, **labels) for le in ("0.5", "1.0", "+Inf")] == [3, 5, 6]
+    assert value(samples, f"zmesh_{name}_count", **labels) == 6
+    assert value(samples, f"zmesh_{name}_sum", **labels) == 4.5
+
+
+def test_the_broker_shows_its_own_counters():
+    samples, _ = scrape()
+    assert value(samples, "zmesh_broker_up") == 1
+    assert value(samples, "zmesh_broker_tasks") == 9
+    found = [value(samples, f"zmesh_{name}_total") for name in ("late", "malformed", "refused_peers", "replies")]
+    assert found == [1, 2, 3, 4]
+
+
+def test_a_silent_broker_leaves_the_gateways_own_numbers():
+    samples, _ = scrape(snapshot=None)
+    assert value(samples, "zmesh_broker_up") == 0
+    assert value(samples, "zmesh_remaining_task") == 0
+    assert not [name for name, _ in samples if "queue" in name]
+
+
+def test_a_snapshot_that_leaves_things_out_is_shown_as_far_as_it_goes():
+    samples, _ = scrape(snapshot={"stages": [{"name": "Bare"}]})
+    assert value(samples, "zmesh_stage_failing", stage="Bare") == 0
+    assert ("zmesh_queue_depth", frozenset({("stage", "Bare")})) not in samples
+
+
+def test_the_snapshot_of_a_real_dispatcher_is_understood():
+    plan = Plan(stages=(StagePlan(name="A", worker="A"),), routes=(RoutePlan(path="/a", stages=("A",)),))
+    snapshot = json.loads(snapshot_json(Dispatcher(plan, Limits(), Random(1), 0.0).mesh))
+    samples, families = scrape(snapshot=snapshot)
+    assert value(samples, "zmesh_workers_ready", stage="A") == 0
+    shown = {family.name for family in families}
+    missing = {f"zmesh_{family.name.removesuffix('_total')}" for family in CATALOGUE} - shown
+    assert missing <= {"zmesh_throughput", "zmesh_replies"}, "no request yet, and a broker may not count its replies"
+
+
+def test_the_namespace_is_the_operators():
+    samples, _ = scrape(namespace="mosec_service")
+    assert all(name.startswith("mosec_service_") for name, _ in samples)
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_every_family_is_in_the_catalogue_with_its_type_labels_and_help(accept):
+    counts = GatewayCounts()
+    counts.add(200, "/inference", 0.1)
+    _, families = scrape(counts, accept=accept)
+    catalogue = {f"zmesh_{family.name.removesuffix('_total')}": family for family in CATALOGUE}
+    assert {family.name for family in families} == set(catalogue)
+    for family in families:
+        listed = catalogue[family.name]
+        assert (family.type, family.documentation) == (listed.kind, listed.help)
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(listed.labels)
+
+
+def test_names_of_the_catalogue_are_unique_and_counters_end_in_total():
+    names = [family.name for family in CATALOGUE]
+    assert len(set(names)) == len(names)
+    assert all((family.kind == "counter") == family.name.endswith("_total") for family in CATALOGUE)
+
+
+def test_mosecs_five_metrics_keep_their_names():
+    names = {family.name for family in CATALOGUE}
+    assert names >= {
+        "throughput_total",
+        "process_duration_second",
+        "batch_size",
+        "batch_duration_second",
+        "remaining_task",
+    }
+
+
+def test_openmetrics_is_given_to_who_accepts_it():
+    text, content_type = render("zmesh", GatewayCounts(), SNAPSHOT, OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    assert text.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("accept", ["", "*/*", "text/html"])
+def test_everybody_else_gets_the_classic_text(accept):
+    text, content_type = render("zmesh", GatewayCounts(), SNAPSHOT, accept)
+    assert content_type.startswith("text/plain; version=")
+    assert b"# EOF" not in text
+
+
+def test_a_label_with_quotes_and_newlines_is_escaped():
+    counts = GatewayCounts()
+    counts.add(200, '/a"b\n\\', 0.1)
+    samples, _ = scrape(counts)
+    assert value(samples, "zmesh_throughput_total", code="200", endpoint='/a"b\n\\') == 1

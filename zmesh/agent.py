@@ -27,7 +27,7 @@ from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, Wor
 from zmesh.core.effects import Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
-from zmesh.hosting import Signals, announcement, chosen_stages, class_name, listen
+from zmesh.hosting import Signals, announcement, chosen_stages, class_name, curl_data, listen
 from zmesh.line import RETRY_SECONDS, Line
 from zmesh.messages import Kill, PeerId
 from zmesh.pipe import Slate
@@ -48,8 +48,8 @@ log = logging.getLogger("zmesh.agent")
 class Agent:
     """One run. `run` returns the exit code, with every child gone. Only in the main thread."""
 
-    def __init__(self, plan: Plan, settings: Settings, app: str) -> None:
-        self._plan, self._settings, self._app = plan, settings, os.path.abspath(app)
+    def __init__(self, plan: Plan, settings: Settings, app: str, example: bytes | None) -> None:
+        self._plan, self._settings, self._app, self._example = plan, settings, os.path.abspath(app), example
         self._stages = chosen_stages(plan, settings.stage)
         random = Random(os.getpid())
         self._gateway = Slot(None, 0, Restarts(1, random))
@@ -296,7 +296,8 @@ class Agent:
         if self._was_ready or len(ready) < len(self._stages) + 1:
             return
         self._was_ready = True
-        print(announcement(self._plan, self._stages, self._listener), flush=True)
+        data = curl_data(self._example, self._directory.path)
+        print(announcement(self._plan, self._stages, self._listener, data), flush=True)
 
     def _heed_signals(self) -> None:
         for number in self._signals.take():
@@ -332,7 +333,10 @@ class Agent:
                 slot.child.kill()
 
 
-def run(plan: Plan, settings: Settings, app: str) -> int:
-    """Run the app on this host until it is told to stop; the exit code. Raises StartError when nothing could start."""
+def run(plan: Plan, settings: Settings, app: str, example: bytes | None = None) -> int:
+    """Run the app on this host until it is told to stop; the exit code. Raises StartError when nothing could start.
+
+    `example` is a body that the first route answers, for the line that is shown to try it with.
+    """
     logs.setup(settings.log_level, "agent")
-    return Agent(plan, settings, app).run()
+    return Agent(plan, settings, app, example).run()

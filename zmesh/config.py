@@ -29,7 +29,7 @@ KIB, MIB = 1024, 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one mesh. `queue_*` are per stage and bind at admission only: a move to the next stage is never refused."""
+    """Bounds of one mesh. `queue_*` are per stage and bind at admission only: moving on to a stage is never refused."""
 
     queue_tasks_max: int = 1024
     queue_bytes_max: int = 256 * MIB
@@ -43,30 +43,18 @@ class Limits:
     deaths_max: int = 2  # charged deaths of one task at one stage before it is poisoned
     late_leases_max: int = 1024  # ended leases whose late results are still taken
     story_steps_max: int = 512
-    strikes_max: int = (
-        5  # broken messages within strike_seconds before a peer is ignored
-    )
+    strikes_max: int = 5  # broken messages within strike_seconds before a peer is ignored
     strike_seconds: float = 10.0
     heartbeat_seconds: float = 1.0
-    dead_seconds: float = (
-        5.0  # silence after which a link is dead; never the sign of a worker's death
-    )
-    hello_grace_seconds: float = (
-        1.0  # a lost connection may come back for this long before its leases end
-    )
-    exit_grace_seconds: float = (
-        0.020  # results of a process that just exited may still be on their way
-    )
+    dead_seconds: float = 5.0  # silence after which a link is dead; never the sign of a worker's death
+    hello_grace_seconds: float = 1.0  # a lost connection may come back for this long before its leases end
+    exit_grace_seconds: float = 0.020  # results of a process that just exited may still be on their way
     lease_seconds_min: float = 10.0
     lease_service_factor: float = 5.0  # a lease expires at max(lease_seconds_min, factor x slowest recent service)
 
     def __post_init__(self) -> None:
-        assert self.dead_seconds >= 3 * self.heartbeat_seconds, (
-            "a link is dead after several missed heartbeats"
-        )
-        assert self.message_inline_bytes_max <= self.frame_bytes_max, (
-            "an inline message must fit into a frame"
-        )
+        assert self.dead_seconds >= 3 * self.heartbeat_seconds, "a link is dead after several missed heartbeats"
+        assert self.message_inline_bytes_max <= self.frame_bytes_max, "an inline message must fit into a frame"
         assert self.queue_tasks_max >= 1, "a queue of no length admits nothing"
 
 
@@ -132,20 +120,14 @@ class Plan:
         """Raises ValueError, KeyError or TypeError when `text` is not a plan."""
         data = json.loads(text)
         return Plan(
-            stages=tuple(
-                StagePlan(**{**stage, "env": tuple(stage["env"])})
-                for stage in data["stages"]
-            ),
-            routes=tuple(
-                RoutePlan(**{**route, "stages": tuple(route["stages"])})
-                for route in data["routes"]
-            ),
+            stages=tuple(StagePlan(**{**stage, "env": tuple(stage["env"])}) for stage in data["stages"]),
+            routes=tuple(RoutePlan(**{**route, "stages": tuple(route["stages"])}) for route in data["routes"]),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting: its field in `Settings`, what it takes, and what it means. Its flag and variable follow from its name."""
+    """One setting: its field in `Settings`, what it takes, what it means. Flag and variable follow from its name."""
 
     name: str
     kind: str  # int, float, text, flag, choice, list
@@ -212,7 +194,7 @@ OPTIONS: tuple[Option, ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the operator chose; see `OPTIONS` for the meaning of each field. Raises ValueError for a value out of range."""
+    """What the operator chose; `OPTIONS` says what each field means. Raises ValueError for a value out of range."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -240,9 +222,7 @@ class Settings:
         for name, minimum in least.items():
             value = getattr(self, name)
             if value < minimum:
-                raise ValueError(
-                    f"{name.replace('_', '-')} must be at least {minimum}, not {value}"
-                )
+                raise ValueError(f"{name.replace('_', '-')} must be at least {minimum}, not {value}")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, not {self.port}")
         for option in OPTIONS:
@@ -285,9 +265,7 @@ def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Se
     known = {f.name for f in fields(Settings)}
     for name in given:
         if name not in known:
-            raise ValueError(
-                f"there is no setting named {name!r}; known are {', '.join(sorted(known))}"
-            )
+            raise ValueError(f"there is no setting named {name!r}; known are {', '.join(sorted(known))}")
     values = {name: value for name, value in given.items() if value is not None}
     for option in OPTIONS:
         text = environ.get(option.variable, "")
@@ -307,6 +285,4 @@ def _read(option: Option, text: str) -> object:
             case _:
                 return text
     except ValueError:
-        raise ValueError(
-            f"{option.variable} must be a whole number, not {text!r}"
-        ) from None
+        raise ValueError(f"{option.variable} must be a whole number, not {text!r}") from None

@@ -7,14 +7,16 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType, TracebackType
 
 from zmesh.config import Plan, StagePlan
 from zmesh.errors import StartError
 
-__all__ = ["Signals", "announcement", "chosen_stages", "class_name", "listen"]
+__all__ = ["Signals", "announcement", "chosen_stages", "class_name", "curl_data", "listen"]
 
 BACKLOG = 2048
+EXAMPLE_CHARACTERS_MAX = 200  # of an example that is shown in the line to try
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to reach what listens on every interface
 
 
@@ -83,8 +85,19 @@ def class_name(stage: StagePlan) -> str:
     return stage.worker.rpartition(":")[2]
 
 
-def announcement(plan: Plan, stages: Sequence[StagePlan], listener: socket.socket) -> str:
-    """What is said once everything is ready: where, what, and a line to try it with."""
+def curl_data(example: bytes | None, directory: Path) -> str:
+    """How curl is to send `example`: in the line itself when it reads well there, else from a file in `directory`."""
+    if example is None:
+        return "--data-binary @FILE"
+    text = example.decode("utf-8", errors="ignore")
+    if text.encode() == example and text.isprintable() and "'" not in text and len(text) <= EXAMPLE_CHARACTERS_MAX:
+        return f"--data '{text}'"
+    (directory / "example").write_bytes(example)
+    return f"--data-binary @{directory / 'example'}"
+
+
+def announcement(plan: Plan, stages: Sequence[StagePlan], listener: socket.socket, data: str) -> str:
+    """What is said once everything is ready: where, what, and a line to try it with; `data` is what curl sends."""
     host, port = listener.getsockname()[:2]
     reach = ANYWHERE.get(host, host)
     url = f"http://[{reach}]:{port}" if ":" in reach else f"http://{reach}:{port}"
@@ -98,9 +111,6 @@ def announcement(plan: Plan, stages: Sequence[StagePlan], listener: socket.socke
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines = [f"zmesh is ready on {url}{everywhere}", "", *table]
     if plan.routes:
-        first = plan.stage(plan.routes[0].stages[0])
-        is_json = first.mime_type == "application/json"
-        data = '--data \'{"key": "value"}\'' if is_json else "--data-binary @FILE"
         lines += ["", f"try it: curl -X POST {url}{plan.routes[0].path} {data}"]
     return "\n".join(lines)
 

@@ -48,7 +48,8 @@ WATCH_SECONDS = 0.1  # a request that waits longer is watched for its client lea
 SWEEP_SECONDS = 0.1
 LINGER_SECONDS = 2.0  # a refused upload is read and dropped for so long, or a reset would outrun the answer
 GONE_HTTP = 499  # what a request counts as whose client left; nobody reads it
-RATE_SECONDS = 1.0  # the drain rate is measured over at least this long
+RATE_SECONDS = 1.0  # the drain rate is measured over at least this long,
+STUCK_SECONDS = 10.0  # and this long, if nothing is answered
 RETRY_SECONDS_MAX = 60
 RETRY_FAILING_SECONDS = 30  # how often a stage that does not start is tried
 RETRY_DRAINING_SECONDS = 1  # another gateway may take it at once
@@ -115,8 +116,8 @@ class Inference:
         self._body_bytes_max = settings.max_request_size
         self._calls: set[Call] = set()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._rate = 0.0  # answers 200 per second, lately
-        self._rate_at, self._rate_ok = -math.inf, 0
+        self._rate: float | None = None  # answers 200 per second, lately
+        self._rate_at, self._rate_ok = clock(), 0
         self.is_draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,6 +143,7 @@ class Inference:
         self._calls.add(call)
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._swept)
+            self._rate_at, self._rate_ok = started, self._counts.ok  # idle time says nothing about the rate
         path = scope["path"]
         status: int = _GONE
         payload: Payload = b""
@@ -149,7 +151,7 @@ class Inference:
         try:
             status, payload = await self._infer(call, scope, headers)
         except Refusal as refused:
-            refusal = refused
+            refusal = refused.with_traceback(None)  # or the frame and it would keep each other alive
         except Exception:  # ours; whoever asked must still get an answer
             logger.exception("request %s failed in the gateway", request_id.decode("ascii"))
             refusal = Refusal(500, "inference internal error")
@@ -163,7 +165,7 @@ class Inference:
         elif refusal is not None or status != _GONE:
             refusal = refusal or self._refusal_of(status, payload)
             self._counts.add(refusal.http, path, 0.0)
-            await self._refuse(call, send, refusal, headers.get(b"accept"))
+            await self._refuse(call, send, refusal, headers)
         else:
             self._counts.add(GONE_HTTP, path, 0.0)
 
@@ -247,12 +249,16 @@ class Inference:
 
     def _seconds_to_drain(self) -> int:
         """How long what waits now takes at the rate of the last seconds."""
-        return min(RETRY_SECONDS_MAX, max(1, math.ceil(self._mesh.pending / self._rate))) if self._rate else 1
+        if self._rate is None:
+            return 1
+        if not self._rate:
+            return RETRY_SECONDS_MAX
+        return min(RETRY_SECONDS_MAX, max(1, math.ceil(self._mesh.pending / self._rate)))
 
-    async def _refuse(self, call: Call, send: Send, refusal: Refusal, accept: bytes | None) -> None:
-        status, sent, body = failure(refusal, call.request_id, accept)
+    async def _refuse(self, call: Call, send: Send, refusal: Refusal, headers: dict[bytes, bytes]) -> None:
+        status, sent, body = failure(refusal, call.request_id, headers.get(b"accept"))
         await send({"type": "http.response.start", "status": status, "headers": sent})
-        if refusal.linger:
+        if refusal.linger and b"expect" not in headers:  # who expects a word before its body has not sent it
             await send({"type": "http.response.body", "body": body, "more_body": True})
             await _drop_upload(call.receive)
             body = b""
@@ -271,10 +277,10 @@ class Inference:
                     self._cut_short(call, Refusal(408, text, close=True))
             elif call.watcher is None and waited > WATCH_SECONDS:
                 call.watcher = asyncio.get_running_loop().create_task(self._watch(call))
-        if now - self._rate_at >= RATE_SECONDS:
-            ok = self._counts.ok
-            self._rate = (ok - self._rate_ok) / (now - self._rate_at)
-            self._rate_at, self._rate_ok = now, ok
+        age, ok = now - self._rate_at, self._counts.ok - self._rate_ok
+        if age >= (RATE_SECONDS if ok else STUCK_SECONDS):
+            self._rate = ok / age
+            self._rate_at, self._rate_ok = now, self._counts.ok
 
     def expire(self) -> int:
         """Answer 503 to every request that is still here, and forget its task; how many there were."""

@@ -54,11 +54,11 @@ class BrokerLink:
     """The gateway's way to one broker. Everything happens on the event loop that `start` is called on."""
 
     def __init__(self, plan: Plan, limits: Limits, port: Port, *, clock: Callable[[], float] = time.monotonic) -> None:
-        random = SystemRandom()
+        random, peer = SystemRandom(), os.urandom(16)
         routes = {route.path: len(route.stages) for route in plan.routes}
         self._link = Link(
-            peer=PeerId(os.urandom(16)),
-            prefix=random.getrandbits(32),
+            peer=PeerId(peer),
+            prefix=int.from_bytes(peer[:4], "big"),  # the broker sees by the peer id that it is not taken
             host=socket.gethostname(),
             pid=os.getpid(),
             fingerprint=plan.fingerprint,
@@ -143,10 +143,8 @@ class BrokerLink:
         self._turn()
 
     def _hear(self, session: SessionId, message: Message) -> None:
-        if type(message) is Stats:
-            if self._asked is not None and not self._asked.done():
-                self._asked.set_result(message.snapshot)
-            return
+        if type(message) is Stats and self._asked is not None and not self._asked.done():
+            self._asked.set_result(message.snapshot)
         self._events.append(Heard(session, message))
         self._turn()
 

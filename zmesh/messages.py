@@ -87,9 +87,7 @@ class Status(IntEnum):
     INTERNAL = 7
     POISONED = 8
     UNAVAILABLE = 9
-    AGAIN = (
-        10  # never reaches a client: the gateway keeps the task and submits it again
-    )
+    AGAIN = 10  # never reaches a client: the gateway keeps the task and submits it again
 
 
 HTTP_STATUS: Mapping[Status, int] = {
@@ -316,9 +314,7 @@ class Exited:
     row: int
     oom: bool
     reason: str
-    failing: bool = (
-        False  # this stage has failed to start too often; `reason` is the traceback
-    )
+    failing: bool = False  # this stage has failed to start too often; `reason` is the traceback
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ What `run()` does depends on why the file runs (`loader.current_verb`): the comm
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -197,7 +198,7 @@ class Server:
                 from zmesh import agent
 
                 logs.setup(settings.log_level, "agent")
-                return agent.run(plan, settings, os.path.abspath(current_verb.app_path))
+                return agent.run(plan, settings, os.path.abspath(current_verb.app_path), self._example())
             case "gateway":
                 logs.setup(settings.log_level, "gateway")
                 return _serve(_Gateway(plan, settings, self._app, self._schemas(), document))
@@ -207,6 +208,22 @@ class Server:
 
                 show_plan(plan, current_verb.output)
                 return 0
+
+    def _example(self) -> bytes | None:
+        """A body for the first route, from its first worker's example; None when only its author knows one."""
+        from zmesh.worker import Worker
+
+        stage = next(iter(self._routes.values()))[0]
+        worker = stage.worker
+        example = worker.multi_examples[0] if worker.multi_examples else worker.example
+        if stage.max_batch_size > 1 and isinstance(example, list) and example:
+            example = example[0]
+        if worker.deserialize is not Worker.deserialize:
+            return bytes(example) if isinstance(example, bytes | bytearray) else None
+        try:
+            return json.dumps({"key": "value"} if example is None else example).encode()
+        except (TypeError, ValueError):
+            return None
 
     def _settings(self, environ: Mapping[str, str]) -> Settings:
         """A flag is stronger than a variable, a variable than a keyword of `Server()`. Raises UsageError."""

@@ -354,11 +354,14 @@ def test_429_and_503_say_when_to_come_again():
 
 def test_retry_after_is_what_waits_divided_by_the_rate_of_answers():
     async def main() -> None:
-        broker = FakeBroker()
-        clock = Clock()
-        gateway = await joined(broker, clock=clock)
+        broker, clock = FakeBroker(), Clock()
+        gateway = await joined(broker, Settings(timeout=600_000), clock=clock)
         door = gateway.inference
-        door.sweep()
+
+        async def retry_after() -> str:
+            broker.outcome = (Status.SHED, b"full")
+            return (await Client(b"x").ask(door)).headers["retry-after"]
+
         for _ in range(4):
             await Client(b"x").ask(door)
         clock.now += 2
@@ -366,11 +369,33 @@ def test_retry_after_is_what_waits_divided_by_the_rate_of_answers():
         broker.outcome = None
         waiting = [Client(b"x").start(door) for _ in range(9)]
         await until(lambda: len(broker.rows) == 13)
-        broker.outcome = (Status.SHED, b"full")
-        shed = await Client(b"x").ask(door)
-        assert shed.headers["retry-after"] == "5"
+        assert await retry_after() == "5"
+        clock.now += 9
+        door.sweep()
+        assert await retry_after() == "5", "a slow model may answer nothing for a while"
+        clock.now += 1
+        door.sweep()
+        assert await retry_after() == "60", "nothing is answered any more"
         door.expire()
         await asyncio.gather(*waiting)
+        gateway.link.close()
+
+    run(main())
+
+
+def test_idle_time_does_not_count_as_a_low_rate():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await joined(broker, clock=clock)
+        await Client(b"x").ask(gateway.inference)
+        gateway.inference._swept()  # nobody is here: the sweep ends
+        clock.now += 3600
+        asking = Client(b"x").start(gateway.inference)
+        await until(lambda: len(broker.rows) == 2)
+        gateway.inference.sweep()
+        await asking
+        broker.outcome = (Status.SHED, b"full")
+        assert (await Client(b"x").ask(gateway.inference)).headers["retry-after"] == "1"
         gateway.link.close()
 
     run(main())
@@ -419,6 +444,12 @@ def test_the_rest_of_a_refused_upload_is_not_waited_for_for_ever(monkeypatch):
     monkeypatch.setattr(inference, "LINGER_SECONDS", 0.01)
     asked, _ = answer_to(lambda: Client(b"12345", finishes=False), max_request_size=4)
     assert asked.status == 413
+
+
+def test_who_expects_a_word_before_its_body_is_refused_without_it():
+    headers = {"expect": "100-continue", "content-length": "5"}
+    asked, _ = answer_to(lambda: Client(b"12345", headers=headers), max_request_size=4)
+    assert (asked.status, asked.received) == (413, 0)
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
@@ -519,6 +550,24 @@ def test_a_client_that_leaves_while_its_task_waits_takes_the_task_with_it():
         assert broker.cancelled == broker.submits[0].columns.ids
         assert gateway.counts.answers == {(499, "/inference"): 1}
         assert gateway.link.pending == gateway.counts.in_flight == 0
+        gateway.link.close()
+
+    run(main())
+
+
+def test_the_sweep_runs_by_itself_while_somebody_is_here(monkeypatch):
+    monkeypatch.setattr(inference, "SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(inference, "WATCH_SECONDS", 0.0)
+
+    async def main() -> None:
+        broker = FakeBroker(None)
+        gateway = await joined(broker)
+        client = Client(b"x")
+        asking = client.start(gateway.inference)
+        await until(lambda: broker.submits)
+        client.gone.set()
+        assert not (await asking).is_answered
+        await until(lambda: gateway.inference._sweeping is None)
         gateway.link.close()
 
     run(main())
@@ -716,6 +765,29 @@ def test_a_gateway_whose_drain_expires_says_so():
         assert await task is False
 
     run(main())
+
+
+@pytest.mark.slow
+def test_a_users_route_that_never_ends_does_not_hold_up_the_end(caplog):
+    app = make_app()
+    entered = asyncio.Event()
+
+    @app.get("/forever")
+    async def forever() -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        gateway = Gateway(PLAN, Settings(), FakeBroker(), app)
+        task, port = await serving(gateway)
+        asking = asyncio.get_running_loop().create_task(http(port, b"GET /forever HTTP/1.1\r\nhost: x\r\n\r\n"))
+        await entered.wait()
+        gateway.start_drain(0.01)
+        assert await task is False
+        assert await asking == b"", "cut off"
+
+    with caplog.at_level(logging.CRITICAL):
+        run(main())
 
 
 @pytest.mark.slow

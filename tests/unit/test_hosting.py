@@ -10,7 +10,7 @@ import pytest
 
 from zmesh.config import Plan, RoutePlan, StagePlan
 from zmesh.errors import StartError
-from zmesh.hosting import Signals, announcement, chosen_stages, listen
+from zmesh.hosting import Signals, announcement, chosen_stages, curl_data, listen
 from zmesh.processes import OutOfMemoryKills, signal_name
 
 DECODE = StagePlan(
@@ -77,7 +77,7 @@ def test_a_name_that_nobody_knows_is_one_sentence():
 def test_the_announcement_is_aligned_and_can_be_tried():
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        assert announcement(PLAN, PLAN.stages, listener).splitlines() == [
+        assert announcement(PLAN, PLAN.stages, listener, "--data-binary @FILE").splitlines() == [
             f"zmesh is ready on http://127.0.0.1:{port}",
             "",
             "stage   class        workers  batch  wait",
@@ -88,13 +88,23 @@ def test_the_announcement_is_aligned_and_can_be_tried():
         ]
 
 
-def test_the_announcement_of_a_json_stage_sends_json_to_an_address_that_works():
-    plan = Plan(stages=(MODEL,), routes=(RoutePlan(path="/inference", stages=("model",)),))
+def test_a_listener_on_every_interface_is_announced_at_an_address_that_works():
     with listen("0.0.0.0", 0) as listener:
-        said = announcement(plan, plan.stages, listener)
+        said = announcement(PLAN, PLAN.stages, listener, "--data 1")
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     assert said.startswith(f"zmesh is ready on {url}, and on every interface of this machine\n")
-    assert said.endswith(f'curl -X POST {url}/inference --data \'{{"key": "value"}}\'')
+    assert said.endswith(f"curl -X POST {url}/digits --data 1")
+
+
+@pytest.mark.parametrize("example", [b"\x89PNG\r\n", b"it's", b"x" * 500])
+def test_an_example_that_does_not_read_well_in_a_line_is_sent_from_a_file(example: bytes, tmp_path: Path):
+    assert curl_data(example, tmp_path) == f"--data-binary @{tmp_path}/example"
+    assert (tmp_path / "example").read_bytes() == example
+
+
+def test_a_short_text_example_is_in_the_line_itself(tmp_path: Path):
+    assert curl_data(b'{"x": 1}', tmp_path) == "--data '{\"x\": 1}'"
+    assert curl_data(None, tmp_path) == "--data-binary @FILE"
 
 
 @pytest.mark.parametrize(

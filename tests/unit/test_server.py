@@ -45,7 +45,7 @@ class Agent:
         self.code = 0
         self.ran: list[tuple[Plan, Settings, str]] = []
 
-    def run(self, plan: Plan, settings: Settings, app_path: str) -> int:
+    def run(self, plan: Plan, settings: Settings, app_path: str, example: bytes | None) -> int:
         self.ran.append((plan, settings, app_path))
         return self.code
 
@@ -429,3 +429,25 @@ def test_by_hand_there_must_be_a_file(agent: Agent, by_hand: ModuleType, capsys:
     with pytest.raises(SystemExit, match="1"):
         server_with(Decode).run()
     assert "run() needs an app file" in capsys.readouterr().err
+
+
+def test_the_first_worker_says_by_its_example_what_to_try() -> None:
+    class Pictures(Classify_2):
+        example = b"\x89PNG"
+
+        def deserialize(self, data: bytes) -> object:
+            return data
+
+    def body(worker: type[Worker], **settings: int) -> bytes | None:
+        server = Server()
+        server.append_worker(worker, **settings)
+        return server._example()
+
+    assert body(Classify_2) == b'{"key": "value"}'
+    assert body(type("One", (Classify_2,), {"example": {"x": 1}})) == b'{"x": 1}'
+    assert (
+        body(type("Batch", (Classify_2,), {"multi_examples": [[{"x": 1}, {"x": 2}]]}), max_batch_size=2) == b'{"x": 1}'
+    )
+    assert body(type("Odd", (Classify_2,), {"example": {1, 2}})) is None
+    assert body(Pictures) == b"\x89PNG"
+    assert body(type("Unknown", (Pictures,), {"example": None})) is None

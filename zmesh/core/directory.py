@@ -124,8 +124,7 @@ class Directory:
         self.sessions.pop(peer.session, None)
         if self._by_address.get(peer.address) is peer:
             del self._by_address[peer.address]
-        if self._by_peer.get(peer.peer) is peer:
-            del self._by_peer[peer.peer]
+        self._by_peer.pop(peer.peer, None)
         if isinstance(peer, Worker):
             self._closed[peer.session] = peer
             while len(self._closed) > CLOSED_MAX:

@@ -23,6 +23,7 @@ def check(dispatcher: Dispatcher) -> None:
         _check_queue(mesh, stage)
         for worker in stage.crew.workers.values():
             _check_worker(mesh, stage, worker)
+    _check_leases(mesh)
     _check_tasks(mesh)
 
 
@@ -54,6 +55,14 @@ def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:
         assert len(lease.tasks) <= stage.plan.max_batch_size, f"{name}: lease {lease.id} is too large"
     suspects = [lease for lease in worker.leases.values() if lease.suspect]
     assert not suspects or len(worker.leases) == 1, f"{name}: a suspect has company"
+
+
+def _check_leases(mesh: Mesh) -> None:
+    for lease in mesh.leases.values():
+        assert lease.is_open and lease.worker.leases.get(lease.id) is lease, f"lease {lease.id} is in nobody's hands"
+    late = mesh.late_leases
+    assert not any(lease.is_open for lease in late.values()), "a lease that ended is open"
+    assert len(late) <= mesh.limits.late_leases_max, "more ended leases than may be kept"
 
 
 def _check_tasks(mesh: Mesh) -> None:

@@ -258,6 +258,14 @@ def test_a_task_that_is_given_back_more_than_five_times_ends_with_an_error():
     assert scene.stage.counts.deaths == 0
 
 
+def test_it_does_not_matter_how_a_task_was_given_back():
+    scene = Scene(rows=1)
+    workers = [scene.w1] + [scene.world.worker(f"w{number}", credit=1) for number in range(2, 7)]
+    told = [scene.turn(worker.leaves(lease)) for lease, worker in enumerate(workers, start=1)]
+    assert told[:2] == [["forget w1", "w2 ← TASKS 2: 1"], ["forget w2", "w3 ← TASKS 3: 1"]]
+    assert told[-1] == ["forget w6", "g ← REPLY 1 INTERNAL 'given back 6 times by stage embed'"]
+
+
 def test_deaths_are_not_returns():
     scene = Scene(rows=1)
     scene.dies(scene.w1, SEGFAULT, lease=1)

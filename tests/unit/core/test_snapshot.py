@@ -1,0 +1,66 @@
+"""What an operator may see."""
+
+import json
+
+from tests.unit.core.world import SEGFAULT, World, stage
+
+
+def seen(world: World) -> dict:
+    return json.loads(world.dispatcher.snapshot())
+
+
+def test_a_broker_that_just_started_shows_its_stages_and_routes_and_nothing_in_them():
+    world = World(stage("embed"), stage("rank"), routes={"/er": ["embed", "rank"], "/r": ["rank"]})
+    shown = seen(world)
+    directory = world.mesh.directory
+    assert (shown["broker"], shown["epoch"]) == (directory.broker.hex(), directory.epoch)
+    assert (shown["draining"], shown["tasks"], shown["task_bytes"]) == (False, 0, 0)
+    assert [one["name"] for one in shown["stages"]] == ["embed", "rank"]
+    assert shown["routes"] == [
+        {"path": "/er", "stages": ["embed", "rank"], "ready": False},
+        {"path": "/r", "stages": ["rank"], "ready": False},
+    ]
+    assert shown["counters"] == {"late": 0, "malformed": 0, "refused_peers": 0, "peers": 0}
+
+
+def test_a_route_is_ready_when_all_its_stages_are():
+    world = World(stage("embed"), stage("rank"), routes={"/er": ["embed", "rank"], "/r": ["rank"]})
+    world.worker("r", "rank", credit=1)
+    assert [route["ready"] for route in seen(world)["routes"]] == [False, True]
+    world.worker("e", "embed", credit=1)
+    assert [route["ready"] for route in seen(world)["routes"]] == [True, True]
+
+
+def test_queues_leases_workers_and_counts_are_those_of_the_moment():
+    world = World()
+    gateway, agent = world.gateway(), world.agent()
+    dying, worker = world.worker("dying", credit=1), world.worker("w1", credit=0)
+    world.turn(gateway.submits(1, payload=b"123"))
+    world.turn(agent.reports(dying, SEGFAULT, lease=1))
+    world.turn(after=0.02)
+    world.turn(gateway.submits(2, 3, payload=b"12345"))
+    world.turn(gateway.sends_rubbish(), world.stranger().beats(), agent.asks_to_drain())
+    shown = seen(world)
+    embed = shown["stages"][0]
+    assert (embed["queued"], embed["suspects"], embed["queued_bytes"], embed["leased"]) == (2, 1, 13, 0)
+    assert (embed["ready_workers"], embed["was_ready"], embed["failing"]) == (0, True, None)
+    assert embed["workers"] == [
+        {"worker_id": 0, "host": "here", "pid": 17, "state": "starting", "leases": 0, "batches": 0, "tasks": 0}
+    ]
+    assert (embed["counters"]["deaths"], embed["counters"]["returned"]) == (1, 1)
+    assert (shown["tasks"], shown["task_bytes"], shown["draining"]) == (3, 13, True)
+    assert shown["counters"] == {"late": 0, "malformed": 1, "refused_peers": 1, "peers": 3}
+    world.turn(worker.credits(1))
+    world.turn(worker.finishes(2))
+    embed = seen(world)["stages"][0]
+    assert embed["workers"][0]["state"] == "ready"
+    assert (embed["workers"][0]["leases"], embed["workers"][0]["batches"], embed["workers"][0]["tasks"]) == (1, 1, 1)
+    assert embed["counters"]["released_crowd"] == 2 and embed["counters"]["released_single"] == 1
+    assert embed["batch_size"]["sum"] == 4.0 and "counts" in embed["batch_seconds"] and "sum" in embed["queue_seconds"]
+
+
+def test_a_failing_stage_says_why():
+    world = World()
+    agent, worker = world.agent(), world.worker()
+    world.turn(agent.reports(worker, 1, reason="ValueError: no weights", failing=True))
+    assert seen(world)["stages"][0]["failing"] == "stage embed does not start: ValueError: no weights"

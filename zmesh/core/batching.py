@@ -71,9 +71,7 @@ class Batcher:
         assert mode in {"crowd", "fixed", "greedy"}, f"no batching is called {mode!r}"
         if max_batch_size == 1 or max_wait_seconds == 0:
             mode = "greedy"
-        self._max_batch_size = max_batch_size
-        self._max_wait = max_wait_seconds
-        self._mode = mode
+        self._max_batch_size, self._max_wait, self._mode = max_batch_size, max_wait_seconds, mode
         edges = _bin_edges(max_wait_seconds)
         self._answer = _Window(edges)
         self._burst = _Window(edges)
@@ -166,16 +164,14 @@ class _Window:
 
     def __init__(self, edges: list[float]) -> None:
         bins = len(edges) - 1
-        self._edges = edges
-        self._length = edges[-1]
+        self._edges, self._length = edges, edges[-1]
         self._profile = [0.0] * bins  # tasks that usually come in each bin
         self._ahead = [0.0] * (bins + 1)  # ... in this bin or later
         self._share = 1.0  # tasks that usually come for each that was answered
         self._regularity = 1.0  # how often anybody comes at all
         self._lessons = 0
         self.opened = -inf
-        self._answered = 0
-        self._arrived = 0
+        self._answered = self._arrived = 0
         self._counts = [0] * bins
         self._expected = 0.0
 
@@ -185,8 +181,7 @@ class _Window:
         if whole and self.opened > -inf:
             self._learn(min(whole, len(self._counts)))
         self.opened = now
-        self._answered = answered
-        self._arrived = 0
+        self._answered, self._arrived = answered, 0
         self._counts = [0] * len(self._counts)
         self._expected = max(self._ahead[0], self._share * answered)
 
@@ -196,8 +191,7 @@ class _Window:
         self._lessons += 1
         profile = self._profile
         profile[:whole] = [a + rate * (b - a) for a, b in zip(profile, self._counts[:whole], strict=False)]
-        self._ahead = [*accumulate(reversed(profile), initial=0.0)]
-        self._ahead.reverse()
+        self._ahead = [*accumulate(reversed(profile), initial=0.0)][::-1]
         was_cut = whole < len(profile)
         if self._answered and not was_cut:
             self._share += rate * (min(self._arrived / self._answered, SHARE_MAX) - self._share)
@@ -217,9 +211,8 @@ class _Window:
         self._arrived += count
         if self._lessons < LESSONS_MIN:
             return True
-        if self._regularity < REGULAR or self._ahead[bin] < NOBODY:
-            return False
-        return self._arrived - 1 < self._expected + NOBODY
+        is_usual = self._regularity >= REGULAR and self._ahead[bin] >= NOBODY
+        return is_usual and self._arrived - 1 < self._expected + NOBODY
 
     def ask_again(self, now: float, end: float, price: float, others: int, room: int, scaled: bool) -> float:
         """The end of this bin if waiting up to some bin's end pays, else 0.0.

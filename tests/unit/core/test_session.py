@@ -567,18 +567,18 @@ class WorkerAndBroker(RuleBasedStateMachine):
         self.has_socket = True
         self.do(Started())
 
-    @rule(at_once=st.booleans())
-    def lose_link(self, at_once: bool) -> None:
+    @rule(what=st.sampled_from(["link lost", "link lost for long", "broker restarted"]), at_once=st.booleans())
+    def disaster(self, what: str, at_once: bool) -> None:
+        """One rule, so that most of the time there is none."""
+        if what == "broker restarted":
+            self.epoch += 1  # lease ids start over, so those of two epochs meet
+            self.rows = {}
+        if what != "link lost":
+            self.open = set()
         self.cut()
         self.do(LinkLost())
         if at_once:
             self.connect()
-
-    @rule(at_once=st.booleans())
-    def restart_broker(self, at_once: bool) -> None:
-        self.epoch += 1  # lease ids start over, so those of two epochs meet
-        self.rows, self.open = {}, set()
-        self.lose_link(at_once)
 
     @rule(count=st.integers(1, 9))
     def broker_reads(self, count: int) -> None:
@@ -612,9 +612,15 @@ class WorkerAndBroker(RuleBasedStateMachine):
             self.open.discard(message.lease)
             self.down.append(ack(message.lease, session=SessionId(self.number)))
 
-    @precondition(lambda self: self.hello is not None and self.total > self.used)
-    @rule(rows=st.integers(1, 3))
-    def broker_gives(self, rows: int) -> None:
+    @rule(batches=st.lists(st.integers(1, 3), min_size=1, max_size=3), moves=st.booleans())
+    def broker_gives(self, batches: list[int], moves: bool) -> None:
+        for rows in batches:
+            if self.hello is not None and self.total > self.used:
+                self.give(rows)
+        if moves:
+            self.everything_moves()
+
+    def give(self, rows: int) -> None:
         lease = len(self.rows) + 1
         self.rows[lease] = rows
         self.open.add(lease)
@@ -622,11 +628,6 @@ class WorkerAndBroker(RuleBasedStateMachine):
         self.used += 1
         given = replace(columns(lease, rows), attempts=[self.epoch] * rows)  # so that Run shows the epoch
         self.down.append(Heard(SessionId(self.number), Tasks(LeaseId(lease), given, [])))
-
-    @precondition(lambda self: self.hello is None)
-    @rule()
-    def broker_gives_up_waiting_for_hello(self) -> None:
-        self.open.clear()
 
     @precondition(lambda self: self.running is None)
     @rule(count=st.integers(1, 9))

@@ -87,9 +87,11 @@ class Batcher:
         if self._mode != "crowd":
             return
         expected = self._answer.count(now, count)
+        if expected:
+            return  # a client that comes back after its answer follows nobody's burst
         if now - self._burst.opened < self._max_wait:
             self._burst.count(now, count)
-        elif not expected:
+        else:
             self._burst.open(now, 0)  # those who came with the first need no waiting for
 
     def answered(self, now: float, count: int, service_seconds: float, ok: bool) -> None:

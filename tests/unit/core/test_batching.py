@@ -28,7 +28,7 @@ def taught(batcher: Batcher, returns: Iterable[float], rounds: int = 30, service
 
 
 def bursts(batcher: Batcher, follow: Iterable[float], rounds: int = 30) -> float:
-    """Let a task nobody expects be followed by others, at these times after it. Returns when the next one would come."""
+    """Let a task nobody expects be followed by others, at these times after it. Returns when the next one comes."""
     batcher.answered(0.0, 1, SERVICE, True)
     for _ in range(8):  # learn that nobody follows an answer
         batcher.answered(0.0 + _ * CYCLE, 1, SERVICE, True)

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from zmesh.config import Limits
 from zmesh.core.effects import Answer, LinkEffect, Reconnect, Report, Transmit
@@ -619,8 +619,7 @@ class GatewayAndBroker(RuleBasedStateMachine):
         self.abandoned: set[TaskId] = set()
         self.answered: Counter[TaskId] = Counter()
         self.runs: dict[TaskId, set[int]] = {}  # by which brokers
-        self.do(Started())
-        self.is_up = True
+        self.welcome()
 
     def do(self, *events) -> None:
         for effect in self.link.handle(*events, now=self.now):
@@ -651,13 +650,81 @@ class GatewayAndBroker(RuleBasedStateMachine):
                 case _:
                     raise AssertionError(effect)
 
-    @rule(count=st.integers(1, 4), route=st.sampled_from(list(ROUTES)), seconds=st.floats(0.01, 8))
-    def accept(self, count: int, route: str, seconds: float) -> None:
+    @rule(
+        action=st.sampled_from(
+            ["accept"] * 3 + ["answer"] * 3 + ["welcome"] * 2 + ["time", "abandon", "lose", "restart"]
+        ),
+        picks=st.lists(st.integers(0, 99), min_size=1, max_size=5),
+        route=st.sampled_from(list(ROUTES)),
+        status=st.sampled_from([Status.OK, Status.SHED, Status.AGAIN]),
+        seconds=st.floats(0.01, 3),
+        is_well=st.booleans(),
+    )
+    def step(self, action: str, picks: list[int], route: str, status: Status, seconds: float, is_well: bool) -> None:
+        """One rule, with weights: so most steps find requests under way."""
+        match action:
+            case "accept":
+                self.accept(route, len(picks), 3 * seconds)
+            case "answer":
+                self.answer(picks, status, arrives=is_well)
+            case "welcome":
+                self.welcome()
+            case "time":
+                self.pass_time(seconds if is_well else seconds / 20)
+            case "abandon":
+                self.abandon(picks)
+            case _:
+                self.disaster(restarts=action == "restart", back=is_well)
+
+    def accept(self, route: str, count: int, seconds: float) -> None:
         requests = [self.link.request(route, b"x", None, self.now + seconds, None) for _ in range(count)]
         self.accepted |= {request.id: request for request in requests}
         self.do(RequestsAccepted(requests))
 
-    @rule(seconds=st.floats(0.001, 3))
+    def answer(self, picks: list[int], status: Status, arrives: bool) -> None:
+        """To any task the broker was ever given in its life, so that many answers are late."""
+        known = list(dict.fromkeys([*self.live, *self.said]))
+        if not self.joined or not known:
+            return
+        ids = list(dict.fromkeys(known[pick % len(known)] for pick in picks))
+        for id in ids:
+            self.live.pop(id, None)
+        self.said += ids
+        self.number += 1
+        none = [0] * len(ids)
+        message = Reply(self.number, ids, [int(status)] * len(ids), none, [b""] * len(ids), none, none, none)
+        if arrives:
+            self.do(Heard(SessionId(self.session), message))
+        else:
+            self.disaster(restarts=False, back=True)
+
+    def abandon(self, picks: list[int]) -> None:
+        everything = list(self.accepted)
+        ids = {everything[pick % len(everything)] for pick in picks if everything}
+        self.abandoned |= ids & self.link._table.keys()
+        self.do(RequestsAbandoned(sorted(ids), "client gone"))
+
+    def disaster(self, restarts: bool, back: bool) -> None:
+        """The connection breaks, perhaps because the broker lost its memory; perhaps it is back at once."""
+        if restarts:
+            self.epoch += 1
+            self.live.clear()
+        self.is_up = self.joined = False
+        self.do(LinkLost())
+        if back:
+            self.welcome()
+
+    def welcome(self) -> None:
+        if not self.is_up:
+            self.is_up = True
+            self.do(Started())
+        if not self.joined:
+            self.session += 1
+            self.number = 0
+            self.joined = True
+            welcome = replace(WELCOME, epoch=self.epoch, session=SessionId(self.session))
+            self.do(Heard(welcome.session, welcome))
+
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
         while (wake := self.link.next_wakeup()) is not None and wake <= end:
@@ -668,54 +735,6 @@ class GatewayAndBroker(RuleBasedStateMachine):
             assert following is None or following > wake, "a wakeup that is not over spins"
         self.now = end
         self.do(Tick())
-
-    @precondition(lambda self: self.is_up and not self.joined)
-    @rule()
-    def welcome(self) -> None:
-        self.session += 1
-        self.number = 0
-        self.joined = True
-        self.do(Heard(SessionId(self.session), replace(WELCOME, epoch=self.epoch, session=SessionId(self.session))))
-
-    @rule()
-    def lose_link(self) -> None:
-        self.is_up = self.joined = False
-        self.do(LinkLost())
-
-    @precondition(lambda self: not self.is_up)
-    @rule()
-    def connect(self) -> None:
-        self.is_up = True
-        self.do(Started())
-
-    @rule()
-    def restart_broker(self) -> None:
-        self.epoch += 1
-        self.live.clear()
-        self.lose_link()
-
-    @precondition(lambda self: self.joined and (self.live or self.said))
-    @rule(data=st.data(), status=st.sampled_from([Status.OK, Status.SHED, Status.AGAIN]), arrives=st.booleans())
-    def answer(self, data: st.DataObject, status: Status, arrives: bool) -> None:
-        ids = data.draw(st.lists(st.sampled_from([*dict.fromkeys([*self.live, *self.said])]), unique=True, min_size=1))
-        for id in ids:
-            self.live.pop(id, None)
-        self.said += ids
-        self.number += 1
-        none = [0] * len(ids)
-        message = Reply(self.number, ids, [int(status)] * len(ids), none, [b""] * len(ids), none, none, none)
-        if arrives:
-            self.do(Heard(SessionId(self.session), message))
-        else:
-            self.lose_link()
-
-    @precondition(lambda self: self.accepted)
-    @rule(data=st.data())
-    def abandon(self, data: st.DataObject) -> None:
-        id = data.draw(st.sampled_from(list(self.accepted)))
-        if id in self.link._table:
-            self.abandoned.add(id)
-        self.do(RequestsAbandoned([id], "client gone"))
 
     @invariant()
     def every_request_is_pending_or_has_one_outcome(self) -> None:
@@ -737,10 +756,7 @@ class GatewayAndBroker(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "link"):
             return
-        if not self.is_up:
-            self.connect()
-        if not self.joined:
-            self.welcome()
+        self.welcome()
         self.pass_time(0.2)
         assert {request.id for request in self.link.unanswered()} <= self.live.keys(), "the broker has all that is open"
         self.pass_time(20.0)

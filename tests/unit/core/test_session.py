@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from zmesh.config import Limits
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
@@ -516,15 +516,22 @@ def test_a_drain_without_a_broker_waits_for_acks_until_its_time_is_over():
 # ── always ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+THEN = st.sampled_from(["all moves", "all moves", "the broker reads", "the worker reads", "nothing moves"])
+ACTIONS = ["give", "give", "give", "finish", "finish", "finish", "time", "link lost", "link lost for long", "restart"]
+
+
 class WorkerAndBroker(RuleBasedStateMachine):
-    """A Session against a broker that counts credit as the docstring says, over wires that deliver late or break."""
+    """A Session against a broker that counts credit as the docstring says, over wires that deliver late or break.
+
+    One rule, with weights, and messages that move or not after each step: so most steps find work in progress.
+    """
 
     @initialize(prefetch=st.integers(1, 3))
     def start(self, prefetch: int) -> None:
         self.now = 0.0
         self.prefetch = prefetch
         self.session = fresh_session(prefetch)
-        self.has_socket = False
+        self.has_socket = True
         self.up: deque[Transmit] = deque()  # what the worker said and the broker did not read
         self.down: deque[Heard] = deque()
         self.running: tuple[int, int] | None = None  # epoch and lease
@@ -537,7 +544,8 @@ class WorkerAndBroker(RuleBasedStateMachine):
         self.counted: set[int] = set()  # leases brought into this session or given in it
         self.total = self.used = 0
         self.arrived: dict[tuple[int, int], set[int]] = {}
-        self.connect()
+        self.do(Started())
+        self.move("all moves")
 
     def do(self, *events) -> list[SessionEffect]:
         effects = self.session.handle(*events, now=self.now)
@@ -561,28 +569,42 @@ class WorkerAndBroker(RuleBasedStateMachine):
         self.up.clear()
         self.down.clear()
 
-    @precondition(lambda self: not self.has_socket)
-    @rule()
-    def connect(self) -> None:
-        self.has_socket = True
-        self.do(Started())
+    def move(self, then: str) -> None:
+        if then in ("all moves", "the broker reads"):
+            self.broker_reads()
+        if then in ("all moves", "the worker reads") and self.running is None:
+            self.do(*[self.down.popleft() for _ in range(len(self.down))])
+        if then == "all moves":
+            self.broker_reads()
 
-    @rule(what=st.sampled_from(["link lost", "link lost for long", "broker restarted"]), at_once=st.booleans())
-    def disaster(self, what: str, at_once: bool) -> None:
-        """One rule, so that most of the time there is none."""
-        if what == "broker restarted":
+    @rule(action=st.sampled_from(ACTIONS), count=st.integers(1, 3), seconds=st.floats(0.001, 3), then=THEN)
+    def step(self, action: str, count: int, seconds: float, then: str) -> None:
+        if not self.has_socket:
+            self.has_socket = True
+            self.do(Started())
+        match action:
+            case "give":
+                for rows in range(count, 0, -1):
+                    self.give(rows)
+            case "finish":
+                self.finish(count)
+            case "time":
+                self.pass_time(seconds)
+            case _:
+                self.disaster(action)
+        self.move(then)
+
+    def disaster(self, what: str) -> None:
+        if what == "restart":
             self.epoch += 1  # lease ids start over, so those of two epochs meet
             self.rows = {}
         if what != "link lost":
             self.open = set()
         self.cut()
         self.do(LinkLost())
-        if at_once:
-            self.connect()
 
-    @rule(count=st.integers(1, 9))
-    def broker_reads(self, count: int) -> None:
-        for _ in range(min(count, len(self.up))):
+    def broker_reads(self) -> None:
+        while self.up:
             match self.up.popleft().message:
                 case Hello() as hello:
                     self.greet(hello)
@@ -612,15 +634,9 @@ class WorkerAndBroker(RuleBasedStateMachine):
             self.open.discard(message.lease)
             self.down.append(ack(message.lease, session=SessionId(self.number)))
 
-    @rule(batches=st.lists(st.integers(1, 3), min_size=1, max_size=3), moves=st.booleans())
-    def broker_gives(self, batches: list[int], moves: bool) -> None:
-        for rows in batches:
-            if self.hello is not None and self.total > self.used:
-                self.give(rows)
-        if moves:
-            self.everything_moves()
-
     def give(self, rows: int) -> None:
+        if self.hello is None or self.total <= self.used:
+            return
         lease = len(self.rows) + 1
         self.rows[lease] = rows
         self.open.add(lease)
@@ -629,28 +645,13 @@ class WorkerAndBroker(RuleBasedStateMachine):
         given = replace(columns(lease, rows), attempts=[self.epoch] * rows)  # so that Run shows the epoch
         self.down.append(Heard(SessionId(self.number), Tasks(LeaseId(lease), given, [])))
 
-    @precondition(lambda self: self.running is None)
-    @rule(count=st.integers(1, 9))
-    def worker_reads(self, count: int) -> None:
-        self.do(*[self.down.popleft() for _ in range(min(count, len(self.down)))])
+    def finish(self, count: int) -> None:
+        if self.running is not None:
+            rows, self.left = self.left[:count], self.left[count:]
+            self.finished.setdefault(self.running, set()).update(rows)
+            self.running = self.running if self.left else None
+            self.do(finished(*rows))
 
-    @precondition(lambda self: self.running is not None)
-    @rule(count=st.integers(1, 3))
-    def worker_finishes_rows(self, count: int) -> None:
-        assert self.running is not None
-        rows, self.left = self.left[:count], self.left[count:]
-        self.finished.setdefault(self.running, set()).update(rows)
-        self.running = self.running if self.left else None
-        self.do(finished(*rows))
-
-    @rule()
-    def everything_moves(self) -> None:
-        self.broker_reads(99)
-        if self.running is None:
-            self.worker_reads(99)
-        self.broker_reads(99)
-
-    @rule(seconds=st.floats(0.001, 3))
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
         while (wake := self.session.next_wakeup()) is not None and wake <= end:
@@ -680,12 +681,8 @@ class WorkerAndBroker(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """The network behaves: everything is delivered, and everything run."""
-        for _ in range(4 * self.prefetch + 4):
-            if not self.has_socket:
-                self.connect()
-            while self.running is not None:
-                self.worker_finishes_rows(3)
-            self.everything_moves()
+        for _ in range(2 * self.prefetch + 4):
+            self.step("finish", 3, 0.0, "all moves")
 
     def teardown(self) -> None:
         if not hasattr(self, "session"):

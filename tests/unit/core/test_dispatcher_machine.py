@@ -1,0 +1,636 @@
+"""Random lives of a dispatcher against a model that knows nothing of how it works.
+
+The model is what peers can see: which tasks want an answer, which rows a worker started, which results were ever sent.
+After every turn the invariants are checked and every effect is held against it; at the end of each life all workers are
+made well, and every task that is left must get its answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from zmesh.config import Limits, Plan, RoutePlan, StagePlan
+from zmesh.core import endings, events, invariants
+from zmesh.core.dispatcher import Dispatcher
+from zmesh.core.effects import Send
+from zmesh.core.events import Address, DispatcherEvent
+from zmesh.core.queues import StageQueue
+from zmesh.core.tasks import TaskState
+from zmesh.core.workers import Crew, Lease, Worker
+from zmesh.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Cancel,
+    Columns,
+    Credit,
+    Exited,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LeaseId,
+    PeerId,
+    Refuse,
+    RefuseCode,
+    Reply,
+    Results,
+    Role,
+    SessionId,
+    Status,
+    Submit,
+    TaskId,
+    Tasks,
+    Welcome,
+    WorkerState,
+)
+from zmesh.messages import Phase as SlatePhase
+
+EXAMPLES = 50 if os.environ.get("ZMESH_FAST") == "1" else 500
+STEPS = 50
+PLAN = Plan(
+    stages=(
+        StagePlan(name="many", worker="Many", max_batch_size=3, max_wait_ms=5.0),
+        StagePlan(name="once", worker="Once", max_batch_size=2, batching="greedy", retry=False),
+    ),
+    routes=tuple(
+        RoutePlan(path=path, stages=stages)
+        for path, stages in {
+            "/many": ("many",),
+            "/once": ("once",),
+            "/there": ("many", "once"),
+            "/back": ("once", "many"),
+        }.items()
+    ),
+)
+ROUTES = {route.path: [("many", "once").index(stage) for stage in route.stages] for route in PLAN.routes}
+PATHS = [*ROUTES, "/there", "/back", "/many", "/unknown"]
+ONCE = 1
+LIMITS = Limits(queue_tasks_max=24, queue_bytes_max=400, story_steps_max=100)
+FAULTS = [Status.OK, Status.OK, Status.OK, Status.VALIDATION, Status.INTERNAL]
+CODES = [-11, -6, 1, -9, -15, 0]
+CHARGED = {-11, -6, 1}
+SECONDS = [0.001, 0.01, 0.021, 0.3, 1.0, 2.0, 5.0, 11.0]
+LONG_MS, SHORT_MS = 10**8, 400
+
+WORKERS_MAX = 6
+
+small = st.integers(0, 5)
+mask = st.integers(0, 7)
+
+
+def result_of(id: int, stage: int) -> bytes:
+    return b"%d was at %d" % (id, stage)
+
+
+@dataclass(eq=False)
+class Speaker:
+    """A process that talks to the broker, over one connection after another."""
+
+    peer: PeerId
+    socket: int
+    connection: int = 0
+    session: SessionId = SessionId(0)  # noqa: RUF009
+    is_linked: bool = False  # what the broker sends arrives
+    is_alive: bool = True
+
+    @property
+    def address(self) -> Address:
+        return self.socket, self.peer + bytes([self.connection])
+
+    def connects(self) -> None:
+        self.connection += 1
+        self.session, self.is_linked = SessionId(0), True
+
+
+@dataclass(eq=False)
+class Hands(Speaker):
+    """A worker process: it runs its oldest lease, keeps the next ones, and the results that were not acknowledged."""
+
+    prefetch: int = 1
+    used: int = 0
+    held: dict[LeaseId, list[TaskId]] = field(default_factory=dict)
+    open_rows: dict[LeaseId, list[int]] = field(default_factory=dict)
+    kept: dict[LeaseId, list[Results]] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> int:
+        return self.socket - 1
+
+    @property
+    def running(self) -> LeaseId:
+        return next(iter(self.held), LeaseId(0))
+
+    def credit(self) -> events.CreditGranted:
+        total = self.used + self.prefetch - len(self.held)
+        return events.CreditGranted(self.address, self.session, Credit(total, WorkerState.READY))
+
+    def says(self, results: Results) -> events.BatchFinished:
+        return events.BatchFinished(self.address, self.session, results)
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A task that a gateway still wants answered."""
+
+    gateway: Speaker
+    path: str
+    deadline: float
+    payload: bytes
+
+
+class DispatcherMachine(RuleBasedStateMachine):
+    @initialize(seed=st.integers(0, 3), has_poison=st.booleans())
+    def start(self, seed: int, has_poison: bool) -> None:
+        self.now = 100.0
+        self.has_poison = has_poison  # some tasks kill whoever runs them
+        self.dispatcher = Dispatcher(PLAN, LIMITS, Random(seed), self.now)
+        self.epoch = self.dispatcher.mesh.directory.epoch
+        self.numbers = count(1)
+        self.speakers: dict[Address, Speaker] = {}
+        self.in_flight: dict[Address, list[events.BatchFinished]] = {}  # results on their way, in order
+        self.unsent: list[events.SendFailed] = []  # TASKS that nobody received
+        # What is known of tasks.
+        self.wanted: dict[TaskId, Wanted] = {}
+        self.ok_sent: set[tuple[TaskId, int]] = set()
+        self.started: set[tuple[TaskId, int]] = set()
+        self.deaths: Counter[TaskId] = Counter()
+        # Who is there.
+        self.agent = self._greet(Speaker(self._peer(), 0), Role.AGENT)
+        self.gateways = [self._greet(Speaker(self._peer(), 0), Role.GATEWAY) for _ in range(2)]
+        self.workers: list[Hands] = []
+        for socket in (1, 2):
+            self.spawn(socket - 1, 2)
+
+    # ── turns and what they must not do ───────────────────────────────────────────────────────────────────────────
+
+    def turn(self, *happened: DispatcherEvent, after: float = 0.0) -> None:
+        self.now += after
+        for effect in self.dispatcher.handle(*happened, now=self.now):
+            if isinstance(effect, Send):
+                self._hear(self.speakers.get(effect.address), effect)
+        invariants.check(self.dispatcher)
+
+    def say(self, hands: Hands, *said: DispatcherEvent, after: float = 0.0) -> None:
+        """A worker speaks; what it said before over the same connection arrives before."""
+        if hands.is_linked:
+            self.turn(*self.in_flight.pop(hands.address, []), *said, after=after)
+
+    def _hear(self, speaker: Speaker | None, effect: Send) -> None:
+        match effect.message:
+            case Tasks() as tasks:
+                self._check_tasks(effect.address[0] - 1, tasks)
+                if isinstance(speaker, Hands) and speaker.is_linked and speaker.is_alive:
+                    self._take(speaker, tasks)
+                else:
+                    self.unsent.append(events.SendFailed(effect.address, tasks))
+            case Reply() as reply:
+                assert speaker is not None and speaker.session == effect.session, "a reply into the void"
+                self._check_reply(speaker, reply)
+            case Welcome(session=session) if speaker is not None:
+                speaker.session = session
+            case Refuse(code=code) if speaker is not None:
+                assert code is RefuseCode.UNKNOWN_PEER and isinstance(speaker, Hands), f"{code.name} to {speaker}"
+                speaker.is_linked = False
+            case Ack(leases=leases) if isinstance(speaker, Hands) and speaker.is_linked:
+                for lease in leases:
+                    assert lease not in speaker.held, "a lease is acknowledged before its last row"
+                    speaker.kept.pop(lease, None)
+            case Cancel(ids=ids):
+                assert not any(id in self.wanted for id in ids), "a task is cancelled that is still wanted"
+            case _:
+                pass
+
+    def _check_tasks(self, stage: int, tasks: Tasks) -> None:
+        columns = tasks.columns
+        assert 0 < len(columns.ids) <= PLAN.stages[stage].max_batch_size
+        for id, payload in zip(columns.ids, columns.payloads, strict=True):
+            wanted = self.wanted.get(id)
+            assert wanted is not None, f"task {id} is leased though nobody wants it: {self.dispatcher.story(id)}"
+            assert wanted.deadline > self.now, f"task {id} is leased after its deadline"
+            hop = ROUTES[wanted.path].index(stage)
+            if hop == 0:
+                assert payload == wanted.payload, f"task {id} has the body of another"
+            else:
+                before = ROUTES[wanted.path][hop - 1]
+                assert (id, before) in self.ok_sent, f"task {id} skipped a stage"
+                assert payload == result_of(id, before), f"task {id} has the result of another"
+            ran_before = stage == ONCE and (id, stage) in self.started
+            assert not ran_before, f"task {id} may run but once: {self.dispatcher.story(id)}"
+
+    def _take(self, hands: Hands, tasks: Tasks) -> None:
+        assert len(hands.held) < hands.prefetch, "above its credit"
+        hands.used += 1
+        hands.held[tasks.lease] = tasks.columns.ids
+        hands.open_rows[tasks.lease] = list(range(len(tasks.columns.ids)))
+        for lease in tasks.acks:
+            hands.kept.pop(lease, None)
+        self._run(hands)
+
+    def _run(self, hands: Hands) -> None:
+        """Whatever is now the oldest lease is running."""
+        for id in hands.held.get(hands.running, ()):
+            self.started.add((id, hands.stage))
+
+    def _check_reply(self, gateway: Speaker, reply: Reply) -> None:
+        for id, status, payload in zip(reply.ids, reply.statuses, reply.payloads, strict=True):
+            wanted = self.wanted.pop(id, None)
+            assert wanted is not None, f"{Status(status).name} for {id}, which nobody asked or which had its answer"
+            assert wanted.gateway is gateway, f"the answer of {id} went to another gateway"
+            if status == Status.OK:
+                last = ROUTES[wanted.path][-1]
+                assert (id, last) in self.ok_sent and payload == result_of(id, last), f"a made-up answer for {id}"
+            if status == Status.POISONED:
+                assert self.deaths[id] >= LIMITS.deaths_max, f"{id} is poisoned after {self.deaths[id]} deaths"
+
+    # ── peers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _peer(self) -> PeerId:
+        return PeerId(next(self.numbers).to_bytes(4, "big") * 4)
+
+    def _greet(self, speaker: Speaker, role: Role) -> Speaker:
+        speaker.connects()
+        self.speakers[speaker.address] = speaker
+        stage = PLAN.stages[speaker.socket - 1].name if role is Role.WORKER else ""
+        leases: dict[str, list[LeaseId]] = {}
+        if isinstance(speaker, Hands):
+            running, *waiting = speaker.held or [LeaseId(0)]
+            answered = [lease for lease in speaker.kept if lease not in speaker.held]
+            leases = {"running": [running] if running else [], "waiting": waiting, "answered": answered}
+        hello = Hello(
+            [PROTOCOL_VERSION],
+            role,
+            speaker.peer,
+            speaker.connection,
+            "here",
+            1,
+            PLAN.fingerprint,
+            stage,
+            epoch=self.epoch,
+            **leases,
+        )
+        self.turn(events.PeerGreeted(speaker.address, hello))
+        assert speaker.session, "HELLO without WELCOME"
+        return speaker
+
+    def _reconnect(self, hands: Hands) -> None:
+        self._greet(hands, Role.WORKER)
+        hands.used = len(hands.held)
+        self.say(hands, hands.credit(), *self._says_again(hands))
+
+    def _worker(self, number: int, **conditions: bool) -> Hands | None:
+        alive = [
+            hands
+            for hands in self.workers
+            if hands.is_alive and all(getattr(hands, name) == value for name, value in conditions.items())
+        ]
+        return alive[number % len(alive)] if alive else None
+
+    # ── gateways ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(number=small, path=st.integers(0, len(PATHS) - 1), rows=st.integers(1, 7), is_short=st.integers(0, 3))
+    def submit(self, number: int, path: int, rows: int, is_short: int) -> None:
+        gateway, route = self.gateways[number % 2], PATHS[path]
+        ids = [TaskId(next(self.numbers)) for _ in range(rows)]
+        left = SHORT_MS if is_short == 3 else LONG_MS
+        for id in ids:
+            self.wanted[id] = Wanted(gateway, route, self.now + left / 1000, b"body of %d" % id)
+        self._submit(gateway, route, ids)
+
+    @rule(number=small, rows=st.integers(3, 5))
+    def submit_a_crowd(self, number: int, rows: int) -> None:
+        for path in range(3):
+            self.submit(number, (number + path) % len(ROUTES), rows, 0)
+
+    def _submit(self, gateway: Speaker, route: str, ids: list[TaskId], *, again: bool = False) -> None:
+        rows = [self.wanted[id] for id in ids]
+        left = [max(1, int((row.deadline - self.now) * 1000)) for row in rows]
+        zeros = [0] * len(ids)
+        columns = Columns(ids, zeros, left, zeros, zeros, [row.payload for row in rows])
+        self.turn(events.TasksSubmitted(gateway.address, gateway.session, Submit(route, columns, again)))
+
+    def _wanted_of(self, gateway: Speaker) -> dict[str, list[TaskId]]:
+        by_path: dict[str, list[TaskId]] = {}
+        for id, wanted in self.wanted.items():
+            if wanted.gateway is gateway:
+                by_path.setdefault(wanted.path, []).append(id)
+        return by_path
+
+    @precondition(lambda self: self.wanted)
+    @rule(
+        number=small, what=st.sampled_from(["submit again", "submit twice", "cancel", "cancel", "reconnect", "leave"])
+    )
+    def gateway_does(self, number: int, what: str) -> None:
+        gateway = self.gateways[number % 2]
+        match what:
+            case "submit again" | "submit twice":
+                for path, ids in self._wanted_of(gateway).items():
+                    self._submit(gateway, path, ids, again=what == "submit again")
+            case "cancel":
+                self._cancel(number)
+            case "reconnect":
+                self._gateway_reconnects(gateway, float(number))
+            case _:
+                self._gateway_leaves(gateway)
+
+    def _cancel(self, number: int) -> None:
+        chosen = list(self.wanted)[number::3]
+        for gateway in self.gateways:
+            own = [id for id in chosen if self.wanted[id].gateway is gateway]
+            chosen = [id for id in chosen if id not in own]
+            for id in own:
+                del self.wanted[id]
+            self.turn(events.TasksCancelled(gateway.address, gateway.session, Cancel(own, "client gone")))
+
+    def _gateway_reconnects(self, gateway: Speaker, seconds: float) -> None:
+        seconds = min(seconds, 4.0)
+        self.turn(events.PeerUnreachable(gateway.address))
+        self.turn(*[beat for beat in self._beats() if beat.address != gateway.address], after=seconds)
+        self._greet(gateway, Role.GATEWAY)
+        for path, ids in self._wanted_of(gateway).items():
+            self._submit(gateway, path, ids, again=True)
+
+    def _gateway_leaves(self, gateway: Speaker) -> None:
+        for ids in self._wanted_of(gateway).values():
+            for id in ids:
+                del self.wanted[id]
+        self.turn(events.PeerLeft(gateway.address, gateway.session, Goodbye([])))
+        self.gateways[self.gateways.index(gateway)] = self._greet(Speaker(self._peer(), 0), Role.GATEWAY)
+
+    # ── workers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @precondition(lambda self: sum(hands.is_alive for hands in self.workers) < WORKERS_MAX)
+    @rule(stage=st.integers(0, 1), prefetch=st.integers(1, 3))
+    def spawn(self, stage: int, prefetch: int) -> None:
+        hands = Hands(self._peer(), stage + 1, prefetch=prefetch)
+        self.workers.append(hands)
+        self._reconnect(hands)
+
+    def _finish(self, hands: Hands, rows: int, faults: int) -> events.BatchFinished | None:
+        """Some rows of the running lease, all that are left if the mask names none of them.
+
+        None when there is no lease, or when its process died of it.
+        """
+        lease = hands.running
+        if not lease:
+            return None
+        left, ids = hands.open_rows[lease], hands.held[lease]
+        if self.has_poison and any(self._is_poison(ids[row]) for row in left):
+            self._end(hands, -11, SlatePhase.FORWARD)
+            self.turn(after=LIMITS.exit_grace_seconds)
+            self.spawn(hands.stage, hands.prefetch)  # its agent does not wait
+            return None
+        done = [row for row in left if rows >> row & 1] or list(left)
+        statuses = [int(FAULTS[(faults + row) % len(FAULTS)]) for row in done]
+        payloads = [result_of(ids[row], hands.stage) for row in done]
+        results = Results(self.epoch, lease, done, statuses, [0] * len(done), payloads, 3)
+        self.ok_sent |= {(ids[row], hands.stage) for row, status in zip(done, statuses, strict=True) if status == 0}
+        hands.kept.setdefault(lease, []).append(results)
+        hands.open_rows[lease] = [row for row in left if row not in done]
+        if not hands.open_rows[lease]:
+            del hands.held[lease], hands.open_rows[lease]
+            self._run(hands)
+        return hands.says(results)
+
+    @staticmethod
+    def _is_poison(id: TaskId) -> bool:
+        return id % 8 == 0
+
+    @rule(number=small, rows=mask, faults=small)
+    def finish(self, number: int, rows: int, faults: int) -> None:
+        hands = self._worker(number)
+        event = self._finish(hands, rows, faults) if hands is not None else None
+        if event is not None:
+            self.say(hands, event, after=0.001)
+
+    @rule(faults=small)
+    def all_finish(self, faults: int) -> None:
+        for hands in [hands for hands in self.workers if hands.is_alive]:
+            event = self._finish(hands, 0, faults)
+            if event is not None:
+                self.say(hands, event, after=0.001)
+
+    @rule(number=small, rows=mask, faults=small)
+    def finish_slowly(self, number: int, rows: int, faults: int) -> None:
+        """The results are on their way when something else happens."""
+        hands = self._worker(number, is_linked=True)
+        event = self._finish(hands, rows, faults) if hands is not None else None
+        if event is not None:
+            self.in_flight.setdefault(hands.address, []).append(event)
+
+    @precondition(lambda self: self.in_flight)
+    @rule(number=small)
+    def results_arrive(self, number: int) -> None:
+        address = list(self.in_flight)[number % len(self.in_flight)]
+        self.turn(*self.in_flight.pop(address))
+
+    @rule(
+        number=small,
+        code=st.sampled_from(CODES),
+        phase=st.sampled_from([SlatePhase.FORWARD, SlatePhase.DECODE, SlatePhase.ENCODE]),
+        row=st.integers(0, 2),
+        is_oom=st.booleans(),
+        is_failing=st.integers(0, 5),
+    )
+    def die(self, number: int, code: int, phase: SlatePhase, row: int, is_oom: bool, is_failing: int) -> None:
+        hands = self._worker(number)
+        if hands is not None:
+            self._end(hands, code, phase, row, is_oom, is_failing == 5)
+
+    def _end(
+        self, hands: Hands, code: int, phase: SlatePhase, row: int = 0, is_oom: bool = False, is_failing: bool = False
+    ) -> None:
+        """The agent reports the end of this process, and what its slate said."""
+        lease = hands.running
+        if not lease:
+            phase, row = SlatePhase.IDLE, 0
+        elif code in CHARGED or (code == -9 and is_oom):
+            self.deaths.update(hands.held[lease])
+        hands.is_alive = False
+        name = PLAN.stages[hands.stage].name
+        exited = Exited(hands.peer, name, 0, code, lease, phase, row, is_oom, "a word", is_failing)
+        self.turn(events.WorkerExited(self.agent.address, self.agent.session, exited))
+
+    def _says_again(self, hands: Hands) -> list[events.BatchFinished]:
+        return [hands.says(results) for of_lease in hands.kept.values() for results in of_lease]
+
+    @rule(number=small, what=st.sampled_from(["credit", "say again", "say goodbye", "nonsense", "more nonsense"]))
+    def worker_does(self, number: int, what: str) -> None:
+        hands = self._worker(number, is_linked=True)
+        if hands is None:
+            return
+        match what:
+            case "credit":
+                self.say(hands, hands.credit())
+            case "say again":
+                self.say(hands, *self._says_again(hands))
+            case "say goodbye":
+                hands.is_alive = False
+                goodbye = events.PeerLeft(hands.address, hands.session, Goodbye(list(hands.held)))
+                self.say(hands, *self._says_again(hands), goodbye)
+                self._end(hands, 0, SlatePhase.FORWARD)
+            case _:
+                times = 1 if what == "nonsense" else LIMITS.strikes_max
+                self.say(hands, *[events.MessageBroken(hands.address, what) for _ in range(times)])
+
+    @rule(number=small, what=st.sampled_from(["break", "be unreachable", "reconnect", "reconnect"]))
+    def link_does(self, number: int, what: str) -> None:
+        hands = self._worker(number)
+        if hands is None:
+            return
+        if what == "reconnect":
+            self._reconnect(hands)
+            return
+        hands.is_linked = False
+        if what == "be unreachable":
+            self.turn(events.PeerUnreachable(hands.address))
+
+    @precondition(lambda self: self.unsent)
+    @rule(is_found=st.booleans())
+    def sending_fails(self, is_found: bool) -> None:
+        failed, self.unsent = self.unsent, []
+        found = [events.PeerUnreachable(failed[0].address)] if is_found else []
+        self.turn(*failed, *found)
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _beat(self, speaker: Speaker) -> events.PeerBeat:
+        return events.PeerBeat(speaker.address, speaker.session, Heartbeat(self.epoch, 0, []))
+
+    def _beats(self, *, workers: bool = True) -> list[events.PeerBeat]:
+        heard = [self.agent, *self.gateways]
+        if workers:
+            heard += [hands for hands in self.workers if hands.is_alive and hands.is_linked]
+        return [self._beat(speaker) for speaker in heard]
+
+    @rule(seconds=st.sampled_from(SECONDS), is_silent=st.integers(0, 3))
+    def time_passes(self, seconds: float, is_silent: int) -> None:
+        self.turn(*self._beats(workers=is_silent != 3), after=seconds)
+
+    @rule(is_stall=st.integers(0, 3))
+    def wake_up(self, is_stall: int) -> None:
+        if is_stall == 3:
+            self.turn(events.Stalled(30.0), events.Tick(), after=30.0)
+        self.turn(*self._beats(), after=max(0.0, self.dispatcher.next_wakeup() - self.now))
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def teardown(self) -> None:
+        if not hasattr(self, "workers"):
+            return
+        self.has_poison = False
+        for stage in (0, 1):
+            if not any(hands.is_alive and hands.stage == stage for hands in self.workers):
+                self.spawn(stage, 2)
+        living = [hands for hands in self.workers if hands.is_alive]
+        for hands in living:
+            self._reconnect(hands)
+        for _ in range(200):
+            if not self.wanted and not any(hands.held for hands in living):
+                break
+            for hands in living:
+                while (event := self._finish(hands, 0, 0)) is not None:
+                    self.say(hands, event)
+                self.say(hands, hands.credit())
+            self.turn(*self._beats(), after=0.5)
+            for hands in living:
+                if not hands.is_linked:
+                    self._reconnect(hands)
+        self.turn(*self._beats(), after=1.0)
+        left = {id: self.dispatcher.story(id) for id in self.wanted}
+        assert not left, f"never answered: {left}"
+        mesh = self.dispatcher.mesh
+        assert not mesh.tasks and not mesh.task_bytes, "nobody waits, and something is kept"
+        assert not mesh.leases and not mesh.exiting, "nobody works, and leases are kept"
+
+
+EASY = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+FULL = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    suppress_health_check=EASY,
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_random_lives_keep_every_promise():
+    run_state_machine_as_test(DispatcherMachine, settings=FULL)
+
+
+# ── the machine bites ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def leave_forgets_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave = StageQueue.leave
+
+    def forgetful(queue: StageQueue, task) -> None:
+        leave(queue, task)
+        queue.bytes += task.size
+
+    monkeypatch.setattr(StageQueue, "leave", forgetful)
+
+
+def release_grants_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    release = Crew.release
+
+    def generous(crew: Crew, worker: Worker, lease: Lease, now: float, grant: bool) -> None:
+        release(crew, worker, lease, now, grant)
+        worker.total += grant
+        crew.sort(worker)
+
+    monkeypatch.setattr(Crew, "release", generous)
+
+
+def endings_return_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(lease: Lease) -> list:
+        return [(row, task) for row, task in enumerate(lease.tasks) if task.state is not TaskState.QUEUED]
+
+    monkeypatch.setattr(endings, "_open_rows", careless)
+
+
+def what_may_run_once_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "_may_have_run", lambda lease: False)
+
+
+def suspects_go_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suspect goes to whoever comes first, with or without company."""
+    monkeypatch.setattr(
+        Crew, "longest_idle", lambda crew: next(iter([*crew.idle.values(), *crew.ahead.values()]), None)
+    )
+
+
+MUTATIONS = [
+    leave_forgets_bytes,
+    release_grants_twice,
+    endings_return_what_was_answered,
+    what_may_run_once_runs_again,
+    suspects_go_ahead,
+]
+
+
+@pytest.mark.parametrize("plant", MUTATIONS)
+def test_planted_mutations_are_caught(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch):
+    plant(monkeypatch)
+    quick = settings(
+        max_examples=100,
+        stateful_step_count=STEPS,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        report_multiple_bugs=False,
+        phases=[Phase.generate],
+        suppress_health_check=EASY,
+    )
+    with pytest.raises((AssertionError, KeyError)):
+        run_state_machine_as_test(DispatcherMachine, settings=quick)

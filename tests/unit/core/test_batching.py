@@ -466,3 +466,16 @@ def test_shortest_is_known_from_twenty_batches_within_a_minute():
     assert batcher.shortest(19.0) == pytest.approx(0.014), "of the last 16"
     assert batcher.shortest(60.0) == pytest.approx(0.014)
     assert batcher.shortest(60.1) is None, "one of the twenty is too old"
+
+
+def test_a_client_that_comes_back_after_its_answer_is_no_part_of_a_burst():
+    """One fast client asks many times within a window; to wait for its next request would be to wait for itself."""
+    batcher, dice, now, waited = Batcher(MOST, WAIT), Random(1), 0.0, 0
+    for turn in range(2000):
+        batcher.arrived(now, 1)
+        waited += turn > 200 and batcher.due(now, 1, now, now - WAIT / 50, 0, None) > now
+        answered = now + WAIT / 10
+        batcher.answered(answered, 1, WAIT / 10, True)
+        pause = 2 * WAIT if turn % 20 == 19 else dice.uniform(0.01, 0.03) * WAIT
+        now = answered + pause
+    assert waited < 20, f"waited for nobody {waited} times of 1800"

@@ -297,10 +297,13 @@ def test_a_message_is_split_at_its_most_inline_bytes_and_large_payloads_do_not_c
     assert [[len(p) for p in m.columns.payloads] for m in said(effects)] == [sizes[:5], sizes[5:]]
 
 
-def test_a_row_above_the_inline_limit_goes_alone():
+def test_a_row_above_the_inline_limit_goes_alone_and_no_limit_stops_everything():
     link = joined_link(replace(WELCOME, message_rows_max=0, message_inline_bytes_max=10))
-    effects = link.handle(RequestsAccepted([ask(link, payload=b"x" * 50) for _ in range(2)]), now=0.0)
+    first, second = ask(link, payload=b"x" * 50), ask(link, payload=b"x" * 50)
+    effects = link.handle(RequestsAccepted([first, second]), now=0.0)
     assert [len(message.columns.ids) for message in said(effects)] == [1, 1]
+    effects = link.handle(RequestsAbandoned([first.id, second.id], "gone"), now=0.0)
+    assert [message.ids for message in said(effects)] == [[first.id], [second.id]]
 
 
 def test_a_payload_above_the_frame_limit_is_answered_and_never_sent():

@@ -12,9 +12,9 @@ from math import inf
 from typing import TypeAlias
 
 from zmesh.config import Limits
+from zmesh.core.contact import Contact, ContactState
 from zmesh.core.effects import Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
-from zmesh.core.session import Contact, ContactState
 from zmesh.messages import (
     PROTOCOL_VERSION,
     Ack,

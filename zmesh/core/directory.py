@@ -164,7 +164,7 @@ class Directory:
     def _why_not(self, hello: Hello, address: Address) -> tuple[RefuseCode, str] | None:
         if PROTOCOL_VERSION not in hello.versions:
             return RefuseCode.VERSION, f"this broker speaks zmesh/{PROTOCOL_VERSION}, you {hello.versions}"
-        if len(self.sessions) >= self._limits.peers_max:
+        if len(self.sessions) >= self._limits.peers_max and hello.peer not in self._by_peer:
             return RefuseCode.ERROR, f"this broker has {self._limits.peers_max} peers already"
         if (hello.role is Role.WORKER) != (address[0] > 0):
             return RefuseCode.ROLE, f"a {hello.role.name.lower()} does not speak on this socket"

@@ -26,9 +26,9 @@ from random import Random
 
 from zmesh import messages
 from zmesh.config import Limits
+from zmesh.core.contact import Contact, ContactState
 from zmesh.core.effects import Answer, LinkEffect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started
-from zmesh.core.session import Contact, ContactState
 from zmesh.messages import Columns, Context, Message, Payload, PeerId, RefuseCode, SessionId, State, Status, TaskId
 
 __all__ = ["Link", "Request"]

@@ -10,8 +10,8 @@ from zmesh.core.events import BatchFinished
 from zmesh.core.mesh import Mesh
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step, Task, TaskState
-from zmesh.core.workers import Lease
-from zmesh.messages import Results, Status
+from zmesh.core.workers import Lease, Presence, Worker
+from zmesh.messages import Ack, LeaseId, Results, Status
 
 __all__ = ["on_batch_finished"]
 
@@ -26,10 +26,13 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
     results = event.message
     is_open = worker.session in mesh.directory.sessions
     lease = mesh.leases.get(results.lease) or mesh.late_leases.get(results.lease)
-    if results.epoch != mesh.directory.epoch or lease is None or lease.worker.peer != worker.peer:
+    if results.epoch != mesh.directory.epoch:
+        mesh.late += len(results.rows)  # lease numbers mean nothing across epochs, so nothing is acknowledged either
+        return
+    if lease is None or lease.worker.peer != worker.peer:
         mesh.late += len(results.rows)
         if is_open:
-            worker.acks.append(results.lease)  # it may let go of what nobody wants
+            _acknowledge(mesh, worker, results.lease)  # it may let go of what nobody wants
         return
     if max(results.rows, default=0) >= len(lease.tasks):
         text = f"a result for row {max(results.rows)} of a batch of {len(lease.tasks)}"
@@ -41,7 +44,15 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
         if lease.is_open:
             _finish(mesh, stage, lease)
         if is_open:
-            worker.acks.append(lease.id)
+            _acknowledge(mesh, worker, lease.id)
+
+
+def _acknowledge(mesh: Mesh, worker: Worker, lease: LeaseId) -> None:
+    """With the next TASKS, or at the latest with the next sweep; one that drains gets no TASKS and waits for this."""
+    worker.acks.append(lease)
+    if worker.presence is Presence.DRAINING:
+        acks, worker.acks = worker.acks, []
+        mesh.tell(worker, Ack(acks, []))
 
 
 def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit.core.world import SEGFAULT, WorkerPeer, World, stage
-from zmesh.core import directory as directory_module
-from zmesh.core.directory import STRUCK_MAX
+from zmesh.core.directory import CLOSED_MAX, STRUCK_MAX
+from zmesh.core.workers import Worker
 from zmesh.messages import Refuse, RefuseCode, Role, SessionId, Welcome
 
 
@@ -121,6 +121,13 @@ def test_hello_is_refused_when_there_are_too_many_peers():
     assert world.turn(stranger.greets()) == ["stranger ← REFUSE ERROR: this broker has 1 peers already"]
 
 
+def test_a_peer_that_comes_back_is_not_one_too_many():
+    world = two_stages(peers_max=1)
+    gateway = world.gateway()
+    gateway.reconnects()
+    assert world.turn(gateway.greets()) == ["g ← WELCOME"]
+
+
 def test_a_gateway_whose_task_ids_would_clash_is_refused():
     world = two_stages()
     world.gateway("gate-1")
@@ -159,13 +166,12 @@ def test_a_role_that_may_not_say_this_is_struck_and_changes_nothing():
     assert not world.mesh.tasks and world.mesh.directory.malformed == 1
 
 
-def test_closed_sessions_of_workers_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(directory_module, "CLOSED_MAX", 2)
+def test_closed_sessions_of_workers_are_remembered_within_a_bound():
     world = two_stages()
-    gone = [world.worker(f"w{number}") for number in range(4)]
-    for worker in gone:
-        world.turn(worker.leaves())
-    assert [worker.session for worker in gone[2:]] == list(world.mesh.directory._closed)
+    hello = world.stranger("w", Role.WORKER, 1).greets().message
+    for number in range(CLOSED_MAX + 2):
+        world.mesh.directory.close(Worker(SessionId(number), (1, b"w"), hello, 0, world.now))
+    assert list(world.mesh.directory._closed) == list(range(2, CLOSED_MAX + 2))
 
 
 def test_an_address_that_was_taken_over_is_not_forgotten_with_its_former_peer():

@@ -46,7 +46,7 @@ def test_a_draining_worker_finishes_and_is_given_nothing_more():
     world.turn(gateway.submits(1))
     world.turn(gateway.submits(2))
     world.turn(worker.credits(5, WorkerState.DRAINING))
-    assert world.turn(worker.finishes(1)) == ["g ← REPLY 1 ok"]
+    assert world.turn(worker.finishes(1)) == ["w1 ← ACK 1", "g ← REPLY 1 ok"]
     assert world.turn(worker.credits(6)) == []  # it cannot become ready again
     assert world.record(worker).presence is Presence.DRAINING
     world.turn(worker.is_unreachable())

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from zmesh.config import Limits
+from zmesh.core.contact import STEPS, Contact, ContactState, Step
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, Started, Tick
-from zmesh.core.session import KEPT_LEASES_MAX, STEPS, Contact, ContactState, Session, Step
+from zmesh.core.session import KEPT_LEASES_MAX, Session
 from zmesh.messages import (
     Ack,
     Cancel,

@@ -1,0 +1,119 @@
+"""A peer's way to its broker, shared by the gateway's, the worker's and the agent's half.
+
+How far it came (the table), in which session of which epoch, for how long the broker has been silent, and what its
+WELCOME allows. Pure: what happened, and the time, are given in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from math import inf
+
+from zmesh import messages
+from zmesh.config import Limits
+from zmesh.core.effects import Reconnect
+from zmesh.messages import Payload, SessionId
+
+__all__ = ["OWN_FRAME_BYTES", "STEPS", "Contact", "ContactState", "Step"]
+
+OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and does not count as inline
+
+
+class ContactState(Enum):
+    AWAY = "away"  # no socket: Reconnect was asked for, Started not yet heard
+    GREETING = "greeting"  # HELLO is said, WELCOME not yet heard
+    JOINED = "joined"
+    LEFT = "left"
+
+
+class Step(Enum):
+    STARTED = "started"
+    WELCOMED = "welcomed"
+    LOST = "lost"  # by LinkLost, REFUSE or silence
+    LEFT = "left"
+
+
+_AWAY, _GREETING, _JOINED, _LEFT = ContactState
+STEPS: Mapping[Step, Mapping[ContactState, ContactState]] = {
+    Step.STARTED: {_AWAY: _GREETING, _GREETING: _GREETING, _JOINED: _GREETING},
+    Step.WELCOMED: {_AWAY: _AWAY, _GREETING: _JOINED, _JOINED: _JOINED},
+    Step.LOST: {_AWAY: _AWAY, _GREETING: _AWAY, _JOINED: _AWAY},
+    Step.LEFT: {_AWAY: _LEFT, _GREETING: _LEFT, _JOINED: _LEFT},
+}
+
+
+class Contact:
+    """A peer's way to its broker: how far it came, in which session, how long it is silent, what WELCOME allows."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.state = ContactState.AWAY
+        self.connection = self.epoch = 0
+        self.session = SessionId(0)
+        self.heartbeat_seconds, self.dead_seconds = limits.heartbeat_seconds, limits.dead_seconds
+        self.rows_max, self.inline_bytes_max = limits.message_rows_max, limits.message_inline_bytes_max
+        self.frame_bytes_max = limits.frame_bytes_max
+        self.speak_at = inf  # when the next HELLO, or the next sign of life, is due
+        self.heard_at = self._turned_at = -inf
+
+    def step(self, step: Step) -> None:
+        self.state = STEPS[step][self.state]
+
+    @property
+    def joined(self) -> bool:
+        return self.state is ContactState.JOINED
+
+    def turn(self, now: float) -> None:
+        """A turn begins. If there was none for long we did not run, and silence in that time proves nothing."""
+        if now - self._turned_at > 2 * self.heartbeat_seconds:
+            self.heard_at = max(self.heard_at, now - self.heartbeat_seconds)
+        self._turned_at = now
+
+    def start(self, now: float) -> None:
+        self.step(Step.STARTED)
+        self.connection += 1
+        self.session = SessionId(0)
+        self.heard_at = self.speak_at = now
+
+    def join(self, welcome: messages.Welcome, now: float) -> bool:
+        """Whether it opens a session: not when the socket was given up before, nor when it repeats the last one."""
+        repeated = self.joined and welcome.session == self.session
+        self.step(Step.WELCOMED)
+        if repeated or not self.joined:
+            return False
+        self.epoch, self.session = welcome.epoch, welcome.session
+        self.heartbeat_seconds, self.dead_seconds = welcome.heartbeat_ms / 1000, welcome.dead_ms / 1000
+        self.rows_max, self.inline_bytes_max = max(1, welcome.message_rows_max), welcome.message_inline_bytes_max
+        self.frame_bytes_max = welcome.frame_bytes_max
+        self.spoke(now)
+        return True
+
+    def lose(self, again_after: float) -> list[Reconnect]:
+        """The socket is of no use any more: ask for another one, unless that was done."""
+        asked = self.state is ContactState.AWAY
+        self.step(Step.LOST)
+        self.session = SessionId(0)
+        return [] if asked else [Reconnect(again_after)]
+
+    def spoke(self, now: float) -> None:
+        self.speak_at = now + self.heartbeat_seconds
+
+    def is_silent(self, now: float) -> bool:
+        return self.state is not ContactState.AWAY and now >= self.heard_at + self.dead_seconds
+
+    def wakeup(self) -> float:
+        return inf if self.state is ContactState.AWAY else min(self.speak_at, self.heard_at + self.dead_seconds)
+
+    def parts(self, payloads: Sequence[Payload]) -> list[slice]:
+        """Cut rows into messages within the limits of rows and of inline bytes, in order; at least one row in each."""
+        if len(payloads) <= self.rows_max and sum(map(len, payloads)) <= self.inline_bytes_max:
+            return [slice(0, len(payloads))]
+        parts = []
+        start = inline = 0
+        for row, payload in enumerate(payloads):
+            size = len(payload) if len(payload) < OWN_FRAME_BYTES else 0
+            if row > start and (row - start >= self.rows_max or inline + size > self.inline_bytes_max):
+                parts.append(slice(start, row))
+                start, inline = row, 0
+            inline += size
+        return [*parts, slice(start, len(payloads))]

@@ -61,7 +61,18 @@ def _rounds(mesh: RunningMesh, clients: int, seconds: float, rounds: int) -> Non
 
 def _profile(mesh: RunningMesh, path: str, seconds: float) -> None:
     gateway = next(pid for pid, (name, _) in cpu_seconds(mesh.process.pid).items() if name.startswith("gateway"))
-    command = [str(Path(sys.executable).parent / "py-spy"), "record", "--pid", str(gateway), "--duration", f"{seconds:.0f}", "--format", "raw", "-o", path]
+    command = [
+        str(Path(sys.executable).parent / "py-spy"),
+        "record",
+        "--pid",
+        str(gateway),
+        "--duration",
+        f"{seconds:.0f}",
+        "--format",
+        "raw",
+        "-o",
+        path,
+    ]
     with subprocess.Popen(command) as spy:
         wrk(mesh.url + ROUTE, 64, seconds + 1)
         spy.wait(seconds + 30)

@@ -130,8 +130,12 @@ def running(
     command: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
     ready: bool = True,
+    up: Callable[[RunningMesh], object] = RunningMesh.wait_ready,
 ) -> Iterator[RunningMesh]:
-    """Run `zmesh run app` (or `command`) on a free port with its log in a file, and leave nothing behind."""
+    """Run `zmesh run app` (or `command`) on a free port with its log in a file, and leave nothing behind.
+
+    With `ready` it is handed out once `up` returns.
+    """
     port = free_port()
     line = [*(command or [*ZMESH, "run", str(app)]), "--port", str(port), *arguments]
     with tempfile.NamedTemporaryFile(prefix="zmesh-log-", suffix=".txt", delete=False) as log:
@@ -141,7 +145,7 @@ def running(
     mesh = RunningMesh(process, port, Path(log.name))
     try:
         if ready:
-            mesh.wait_ready()
+            up(mesh)
         yield mesh
     except BaseException:
         print(mesh.log()[-6000:])

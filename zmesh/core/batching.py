@@ -121,9 +121,8 @@ class Batcher:
             return end
         saves = self._services.intercept
         if earliest_finish is not None:
-            remaining = earliest_finish - now
-            if (1 - STUCK_FACTOR) * self._services.mean < remaining < saves:
-                saves = remaining
+            elapsed = now + self._services.mean - earliest_finish
+            saves = min(saves, self._services.remaining(elapsed))
         if saves <= 0 or now >= end:
             return now
         room = self._max_batch_size - waiting
@@ -254,6 +253,8 @@ class _Services:
         self._slope = _Slope()
         self._recent: deque[float] = deque(maxlen=RECENT_MAX)
         self._when: deque[float] = deque(maxlen=MINUTE_SAMPLES)
+        self._times: list[float] = []  # the recent ones, sorted
+        self._longer = [0.0]  # seconds of this one and all longer ones
 
     def learn(self, now: float, count: int, seconds: float) -> None:
         rate = SERVICE_RATE if self._recent else 1.0
@@ -262,10 +263,22 @@ class _Services:
         self.intercept = max(0.0, self.mean - self._slope.learn(count, seconds) * self._size)
         self._recent.append(seconds)
         self._when.append(now)
-        times = sorted(self._recent)
+        self._times = times = sorted(self._recent)
+        self._longer = [*accumulate(reversed(times), initial=0.0)][::-1]
         p90 = times[ceil(0.9 * len(times)) - 1]
         is_wide = len(times) >= WIDE_SAMPLES_MIN and p90 > WIDE_FACTOR * times[(len(times) - 1) // 2]
         self.are_short_and_even = p90 <= SLOW_SECONDS and not is_wide
+
+    def remaining(self, elapsed: float) -> float:
+        """What is left of a batch that runs for so long: of those as long as it, the mean; past all of them, a moment.
+
+        One that runs far longer than any other is stuck, and nobody knows.
+        """
+        times = self._times
+        shorter = bisect_right(times, elapsed)
+        if shorter < len(times):
+            return self._longer[shorter] / (len(times) - shorter) - elapsed
+        return 0.0 if elapsed < STUCK_FACTOR * times[-1] else inf
 
     def shortest(self, now: float) -> float | None:
         if len(self._when) < MINUTE_SAMPLES or self._when[0] < now - MINUTE_SECONDS:
@@ -283,12 +296,13 @@ class _Slope:
 
     def learn(self, size: float, time: float) -> float:
         """The slope, as far as it is significant: noise over nearly equal sizes has any slope."""
-        rate = max(SLOPE_RATE, 1 / (self._samples + 1))
-        self._samples = 1 / rate
         size -= self._size
         time -= self._time
+        rate = max(SLOPE_RATE, 1 / (self._samples + 1))
+        self._samples = 1 / rate
         self._size += rate * size
         self._time += rate * time
+        rate *= min(1.0, size * size / self._size_size) if self._size_size else 1.0
         keep = 1 - rate
         self._size_size = keep * (self._size_size + rate * size * size)
         self._size_time = keep * (self._size_time + rate * size * time)

@@ -1,0 +1,22 @@
+"""The sleeping model of model.py, for mosec: the same settings, the same client."""
+
+import os
+import time
+
+from mosec import Server, Worker
+
+SECONDS = float(os.environ.get("MODEL_MS", "10")) / 1000
+BATCH = int(os.environ.get("MODEL_BATCH", "32"))
+WAIT = int(os.environ.get("MODEL_WAIT", "5"))
+
+
+class Model(Worker):
+    def forward(self, data: list[object]) -> list[object]:
+        time.sleep(SECONDS)
+        return data
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Model, max_batch_size=BATCH, max_wait_time=WAIT, route="/model")
+    server.run()

@@ -120,7 +120,7 @@ class Batcher:
         if self._mode == "fixed":
             return end
         saves = self._services.intercept
-        if earliest_finish is not None:
+        if saves > 0 and earliest_finish is not None:
             elapsed = now + self._services.mean - earliest_finish
             saves = min(saves, self._services.remaining(elapsed))
         if saves <= 0 or now >= end:

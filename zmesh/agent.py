@@ -293,7 +293,7 @@ class Agent:
     def _announce(self) -> None:
         """Once, when the gateway and a worker of every stage are ready."""
         ready = {slot.stage.name if slot.stage else None for slot in self._slots if slot.child and slot.child.is_ready}
-        if self._was_ready or len(ready) < len(self._stages) + 1:
+        if self._was_ready or self._drain_until is not None or len(ready) < len(self._stages) + 1:
             return
         self._was_ready = True
         data = curl_data(self._example, self._directory.path)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from zmesh.config import Limits, Plan
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
-from zmesh.core.effects import Forget, Report, Send
+from zmesh.core.effects import DispatcherEffect, Forget, Report, Send
 from zmesh.core.events import Address, DispatcherEvent
 from zmesh.errors import WireError
 from zmesh.messages import (
@@ -54,6 +54,7 @@ PARKED_SECONDS_MAX = 5.0
 PARKED_BYTES_MAX = 256 * 1024 * 1024
 LAG_WARN_SECONDS = 0.050
 LOCAL = -1
+LEVELS = logging.getLevelNamesMapping()
 
 HEARD: Mapping[type, Callable[..., DispatcherEvent]] = {
     Submit: events.TasksSubmitted,
@@ -175,19 +176,27 @@ class Broker:
         more = self._read(happened, math.inf if gap > 2 * SAFETY_TICK_SECONDS else started + TURN_SECONDS)
         now = self._clock()
         for effect in self.dispatcher.handle(*happened, now=now):
-            match effect:
-                case Send():
-                    self._send(effect)
-                case Forget():
-                    self._forget(effect.address)
-                case Report():
-                    logger.log(logging.getLevelNamesMapping()[effect.level.upper()], effect.text)
+            try:
+                self._perform(effect)
+            except Exception:  # a bug of ours, which must not cost the other peers of this turn their messages
+                logger.exception("%r could not be performed", type(effect).__name__)
+                if isinstance(effect, Send):
+                    self._pending.append(events.SendFailed(effect.address, effect.message))
         if self._parked:
             self._retry(now)
         self._last_turn = self._clock()
         if more or self._pending or any(router.pending() for router in self._routers):
             self._schedule()
         self._arm()
+
+    def _perform(self, effect: DispatcherEffect) -> None:
+        match effect:
+            case Send():
+                self._send(effect)
+            case Forget():
+                self._forget(effect.address)
+            case Report():
+                logger.log(LEVELS[effect.level.upper()], effect.text)
 
     def _read(self, happened: list[DispatcherEvent], until: float) -> bool:
         """Take messages from all sockets until they are empty or time is up; whether some may be left."""
@@ -265,7 +274,8 @@ class Broker:
     def _park(self, address: Address, message: Message, frames: Frames) -> None:
         size = sum([len(frame) for frame in frames])
         if self._parked_bytes + size > PARKED_BYTES_MAX:
-            self._undeliverable(address, message)
+            self._pending.append(events.SendFailed(address, message))  # others filled the space: this peer may be well
+            self._schedule()
             return
         self._parked_bytes += size
         self._parked.setdefault(address, deque()).append(Parked(self._clock(), size, message, frames))

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 
 from zmesh.config import Limits
-from zmesh.core.events import Heard
+from zmesh.core.events import Heard, LinkLost
 from zmesh.errors import WireError
 from zmesh.messages import Hello, Message, SessionId
 from zmesh.transport import Context, Dealer, Frames, Poller
@@ -69,12 +69,13 @@ class Line:
         while self._parked and self._dealer is not None and self._dealer.send(self._parked[0]):
             self._parked.popleft()
 
-    def receive(self) -> list[Heard]:
-        """Everything there is now."""
-        heard: list[Heard] = []
+    def receive(self) -> list[Heard | LinkLost]:
+        """Everything there is now. After a message that cannot be read nothing can be relied on: the link is lost."""
+        heard: list[Heard | LinkLost] = []
         while self._dealer is not None and (frames := self._dealer.receive()) is not None:
             try:
                 heard.append(Heard(*decode(frames, self._limits)))
             except WireError as error:
-                log.error("a message from the broker cannot be read and is dropped: %s", error)
+                log.error("a message from the broker cannot be read; connecting anew: %s", error)
+                heard.append(LinkLost())
         return heard

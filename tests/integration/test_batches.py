@@ -40,3 +40,19 @@ def test_every_kind_of_failure_in_shared_batches_hits_only_its_own_request() -> 
             assert answer.body == b"inference internal error"
     assert len(answers) > 1000
     assert max(sizes) > 4, "the batches were really shared"
+
+
+def test_bodies_that_do_not_fit_into_one_message_together_are_all_answered() -> None:
+    """128 bodies of 60 kB are more than a TASKS message may carry inline; 200 kB travel in frames of their own."""
+    with running(APPS / "large.py", "--timeout", "20000") as mesh:
+        end = time.monotonic() + 2
+        answers = closed_loop(
+            mesh.port,
+            100,
+            lambda client, number: ("/size", bytes(60_000 if client % 4 else 200_000)),
+            lambda: time.monotonic() > end,
+        )
+        assert mesh.post("/size", b"x").json() == {"size": 1, "batch": 1}
+    assert {answer.status for _, _, answer in answers} == {200}
+    assert all(answer.json()["size"] == (60_000 if client % 4 else 200_000) for client, _, answer in answers)
+    assert len(answers) >= 200

@@ -16,8 +16,7 @@ time for this batch, and that no other idle worker would take, saves the time un
 batch waits while some horizon saves more than `MARGIN` times its cost, never longer than `max_wait_seconds` after both
 a task and a worker were there, and it goes the moment the last one of the crowd is back.
 
-Rules: a full batch never waits. The windows go on counting whatever was decided, else a decision to go would hide the
-tasks that show it was wrong. Times are seconds on the caller's clock, which is not read here.
+The windows go on counting whatever was decided: a decision to go must not hide the tasks that show it was wrong.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ MARGIN = 1.5  # what waiting must save, as a multiple of what it costs
 WINDOW_RATE = 0.15  # weight of the newest window in what is usual
 SERVICE_RATE = 0.2  # weight of the newest batch in the time a batch takes
 SLOPE_RATE = 0.04  # ... and in how that depends on its size
+TINY = 1e-60  # (seconds x tasks)²: nothing but rounding
 SIGNIFICANT = 4.0  # a slope counts from twice its own uncertainty (squared)
 LESSONS_MIN = 5  # so many answer windows take every task for an expected one
 NOBODY = 0.5  # fewer tasks than this are nobody
 REGULAR = 0.8  # a window expects somebody if in so many of its openings somebody came
 SHARE_MAX = 1.5  # more tasks for an answered one have another cause
 JUST_AFTER_SECONDS = 1e-7  # ask again inside the next bin, not on its edge
-STUCK_FACTOR = 1.5  # past so many times its service a batch tells nothing about when its worker will be free
+STUCK_FACTOR = 1.5  # a batch that runs so many times longer than any before tells nothing of when it ends
 
 SLOW_SECONDS = 0.050
 WIDE_FACTOR = 2.0
 WIDE_SAMPLES_MIN = 8
 RECENT_MAX = 32
 SHORTEST_OF = 16
-MINUTE_SAMPLES = 20
-MINUTE_SECONDS = 60.0
+MINUTE_SAMPLES, MINUTE_SECONDS = 20, 60.0
 
 
 class Release(Enum):
@@ -84,10 +83,7 @@ class Batcher:
 
     def arrived(self, now: float, count: int) -> None:
         """`count` tasks came in one message."""
-        if self._mode != "crowd":
-            return
-        expected = self._answer.count(now, count)
-        if expected:
+        if self._mode != "crowd" or self._answer.count(now, count):
             return  # a client that comes back after its answer follows nobody's burst
         if now - self._burst.opened < self._max_wait:
             self._burst.count(now, count)
@@ -121,15 +117,13 @@ class Batcher:
             return end
         saves = self._services.intercept
         if saves > 0 and earliest_finish is not None:
-            elapsed = now + self._services.mean - earliest_finish
-            saves = min(saves, self._services.remaining(elapsed))
+            saves = min(saves, self._services.remaining(now + self._services.mean - earliest_finish))
         if saves <= 0 or now >= end:
             return now
-        room = self._max_batch_size - waiting
         price = MARGIN * waiting / saves  # tasks that must come per second of waiting
-        again = self._answer.ask_again(now, end, price, idle_others, room, True) or self._burst.ask_again(
-            now, end, price, idle_others, room, False
-        )
+        room = self._max_batch_size - waiting
+        again = self._answer.ask_again(now, end, price, idle_others, room)
+        again = again or self._burst.ask_again(now, end, price, idle_others, room)
         return min(again, end) if again else now
 
     def reason(self, now: float, waiting: int, oldest: float, idle_since: float) -> Release:
@@ -174,17 +168,17 @@ class _Window:
         self.opened = -inf
         self._answered = self._arrived = 0
         self._counts = [0] * bins
-        self._expected = 0.0
+        self._expected = inf
 
     def open(self, now: float, answered: int) -> None:
-        """Start anew, wiser by what the last opening brought."""
+        """Start anew, wiser by what the last opening brought. Without an answer nothing limits who may come."""
         whole = bisect_right(self._edges, now - self.opened) - 1
         if whole and self.opened > -inf:
             self._learn(min(whole, len(self._counts)))
         self.opened = now
         self._answered, self._arrived = answered, 0
         self._counts = [0] * len(self._counts)
-        self._expected = max(self._ahead[0], self._share * answered)
+        self._expected = max(self._ahead[0], self._share * answered) if answered else inf
 
     def _learn(self, whole: int) -> None:
         """Learn from the bins that were seen to their end: the next answer may cut a window short, not its forecast."""
@@ -215,11 +209,11 @@ class _Window:
         is_usual = self._regularity >= REGULAR and self._ahead[bin] >= NOBODY
         return is_usual and self._arrived - 1 < self._expected + NOBODY
 
-    def ask_again(self, now: float, end: float, price: float, others: int, room: int, scaled: bool) -> float:
+    def ask_again(self, now: float, end: float, price: float, others: int, room: int) -> float:
         """The end of this bin if waiting up to some bin's end pays, else 0.0.
 
         It pays when more tasks come than `price` a second; `others` of them find a worker anyway, more than `room`
-        are of no use. `scaled` fits the forecast to the number who are still missing.
+        are of no use, and no more come than are missing.
         """
         edges, ahead = self._edges, self._ahead
         elapsed = now - self.opened
@@ -227,13 +221,10 @@ class _Window:
             return 0.0
         bin = bisect_right(edges, elapsed)  # the end of the running bin
         later = ahead[bin] + self._profile[bin - 1] * (edges[bin] - elapsed) / (edges[bin] - edges[bin - 1])
-        scale = 1.0
-        if scaled:
-            missing = self._expected - self._arrived
-            if missing < NOBODY:
-                return 0.0
-            if missing < later:
-                scale = missing / later
+        missing = self._expected - self._arrived
+        if missing < NOBODY:
+            return 0.0
+        scale = missing / later if missing < later else 1.0
         most = min(later * scale - others, room)
         latest = elapsed + min(most / price, end - now)  # no horizon beyond it can pay
         for k in range(bin, bisect_right(edges, latest)):
@@ -246,8 +237,7 @@ class _Services:
     """How long batches take: on average, before their first task, at least, and how evenly."""
 
     def __init__(self) -> None:
-        self.mean = 0.0
-        self.intercept = 0.0
+        self.mean = self.intercept = 0.0
         self.are_short_and_even = True
         self._size = 0.0
         self._slope = _Slope()
@@ -270,12 +260,8 @@ class _Services:
         self.are_short_and_even = p90 <= SLOW_SECONDS and not is_wide
 
     def remaining(self, elapsed: float) -> float:
-        """What is left of a batch that runs for so long: of those as long as it, the mean; past all of them, a moment.
-
-        One that runs far longer than any other is stuck, and nobody knows.
-        """
-        times = self._times
-        shorter = bisect_right(times, elapsed)
+        """What is left of a batch that runs for so long: as of others as long; past all of them 0; stuck, inf."""
+        times, shorter = self._times, bisect_right(self._times, elapsed)
         if shorter < len(times):
             return self._longer[shorter] / (len(times) - shorter) - elapsed
         return 0.0 if elapsed < STUCK_FACTOR * times[-1] else inf
@@ -296,19 +282,19 @@ class _Slope:
 
     def learn(self, size: float, time: float) -> float:
         """The slope, as far as it is significant: noise over nearly equal sizes has any slope."""
-        size -= self._size
-        time -= self._time
+        size, time = size - self._size, time - self._time
         rate = max(SLOPE_RATE, 1 / (self._samples + 1))
         self._samples = 1 / rate
         self._size += rate * size
         self._time += rate * time
-        rate *= min(1.0, size * size / self._size_size) if self._size_size else 1.0
+        if size * size < self._size_size:  # near the usual size: nothing is learned, so nothing may be forgotten
+            rate *= size * size / self._size_size
         keep = 1 - rate
         self._size_size = keep * (self._size_size + rate * size * size)
         self._size_time = keep * (self._size_time + rate * size * time)
         self._time_time = keep * (self._time_time + rate * time * time)
         explained = self._size_time * self._size_time
-        if self._size_time <= 0:
+        if self._size_time <= 0 or explained < TINY:
             return 0.0
         doubt = SIGNIFICANT * (self._size_size * self._time_time - explained) / (self._samples * explained)
         return max(0.0, 1 - doubt) * self._size_time / self._size_size

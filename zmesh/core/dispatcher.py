@@ -109,10 +109,15 @@ class Dispatcher:
     def _hand_out(self, stage: StageRecord) -> None:
         """The only place where work is handed out."""
         while (choice := stage.choose(self.mesh.now)) is not None:
-            batch = [stage.queue.cut_suspect()] if choice.suspect else stage.queue.cut(choice.size)
+            batch = [stage.queue.cut_suspect()] if choice.suspect else self._cut(stage, choice.size)
             wanted = self._still_wanted(stage, batch)
             if wanted:
                 self._lease(stage, choice, wanted)
+
+    def _cut(self, stage: StageRecord, size: int) -> list[Task]:
+        """A batch that one TASKS message can carry."""
+        limits = self.mesh.limits
+        return stage.queue.cut(min(size, limits.message_rows_max), limits.message_inline_bytes_max)
 
     def _still_wanted(self, stage: StageRecord, batch: list[Task]) -> list[Task]:
         """Tasks whose time is over, or surely not enough, leave here."""

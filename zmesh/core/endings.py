@@ -64,9 +64,11 @@ def unmake_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
 
 
 def hedge_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
-    """The batch takes far too long: its rows are run elsewhere as well, and the first success counts."""
-    lease.hedged = True
-    _return(stage, [task for _, task in _open_rows(lease) if _may_return(mesh, stage, task)])
+    """The batch takes far too long: its rows are run elsewhere as well, once, and the first success counts."""
+    rows = [task for _, task in _open_rows(lease) if not task.hedged]
+    for task in rows:
+        task.hedged = True
+    _return(stage, rows)
 
 
 def _may_have_run(lease: Lease) -> bool:

@@ -85,7 +85,7 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
             onward.setdefault(task.stage, []).append(task)
     lease.left -= taken
     stage.counts.tasks_ok += good
-    if taken and lease.is_open:
+    if taken and lease.is_open and not lease.is_free:
         service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
         stage.batcher.answered(mesh.now, taken, service, good > 0)
     for following, tasks in onward.items():

@@ -103,11 +103,8 @@ def on_credit_granted(mesh: Mesh, event: CreditGranted) -> None:
 
 def on_worker_exited(mesh: Mesh, event: WorkerExited) -> None:
     """EXITED overtakes RESULTS, so the last results of the process get a moment to arrive."""
-    agent = mesh.directory.known(event, Peer, mesh.now)
+    agent = _with_role(mesh, event, Role.AGENT)
     if agent is None:
-        return
-    if agent.role is not Role.AGENT:
-        mesh.directory.strike(event.address, f"{agent.role.name} may not say this", mesh.now)
         return
     exited = event.message
     mesh.tell(agent, Ack([], [exited.peer]))
@@ -138,6 +135,8 @@ def give_up(mesh: Mesh, stage: StageRecord, reason: str) -> None:
     """The stage is failing: say so at once to those who wait there, however they came."""
     for task in stage.queue.living():
         mesh.close(task, Step.FAIL, int(Status.UNAVAILABLE), reason.encode())
+    stage.queue.sweep()
+    stage.wake = None  # nobody waits here, so there is nothing to ask again about
 
 
 def end_worker(mesh: Mesh, worker: Worker) -> None:
@@ -183,7 +182,7 @@ def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
 
 
 def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
-    """An unsent TASKS un-makes its lease; everything else is said again by its own timer."""
+    """An unsent TASKS un-makes its lease. A gateway that lost a REPLY says HELLO anew and submits again."""
     worker = mesh.directory.at(event.address)
     if isinstance(worker, Worker) and isinstance(event.message, Tasks):
         lease = worker.leases.get(event.message.lease)
@@ -200,14 +199,23 @@ def on_peer_beat(mesh: Mesh, event: PeerBeat) -> None:
 
 
 def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
-    peer = mesh.directory.known(event, Peer, mesh.now)
+    peer = _with_role(mesh, event, Role.GATEWAY, Role.ADMIN)
     if peer is not None:
         mesh.tell(peer, Stats(snapshot_json(mesh)))
 
 
 def on_drain_asked(mesh: Mesh, event: DrainAsked) -> None:
-    if mesh.directory.known(event, Peer, mesh.now) is not None:
+    if _with_role(mesh, event, Role.AGENT, Role.ADMIN) is not None:
         mesh.draining = True
+
+
+def _with_role(mesh: Mesh, event: WorkerExited | StatsAsked | DrainAsked, *roles: Role) -> Peer | None:
+    """The peer that said this, if its role may; else it is struck."""
+    peer = mesh.directory.known(event, Peer, mesh.now)
+    if peer is None or peer.role in roles:
+        return peer
+    mesh.directory.strike(event.address, f"{peer.role.name} may not say this", mesh.now)
+    return None
 
 
 def on_message_broken(mesh: Mesh, event: MessageBroken) -> None:
@@ -253,8 +261,9 @@ def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
         return
     oldest = worker.oldest()
     longest = stage.lease_seconds(limits.lease_seconds_min, limits.lease_service_factor)
-    if oldest is not None and not oldest.hedged and stage.plan.retry and now - oldest.started >= longest:
-        endings.hedge_lease(mesh, stage, oldest)
+    if oldest is not None and stage.plan.retry and now - oldest.started >= longest:
+        for lease in worker.leases.values():  # what waits behind it is stuck as well
+            endings.hedge_lease(mesh, stage, lease)
         mesh.awaken(stage)
     if worker.acks:
         acks, worker.acks = worker.acks, []

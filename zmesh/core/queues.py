@@ -14,6 +14,7 @@ from zmesh.core.tasks import Task, TaskState
 
 __all__ = ["StageQueue"]
 
+OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and is not inline
 SWEEP_MIN = 64  # dead entries below this number are not worth a rebuild
 
 
@@ -69,16 +70,23 @@ class StageQueue:
             queue.popleft()
         return queue[0].arrived
 
-    def cut(self, size: int) -> list[Task]:
-        """Up to `size` living tasks from the front; their states are the caller's to change."""
+    def cut(self, size: int, inline_bytes_max: int) -> list[Task]:
+        """Up to `size` living tasks from the front, at least one; their states are the caller's to change.
+
+        The small payloads of a batch travel inside one message, which has a limit: what is over it waits for the next.
+        """
         queue = self._queue
         batch: list[Task] = []
-        bytes_cut = 0
+        bytes_cut = inline = 0
         while len(batch) < size and queue:
-            task = queue.popleft()
+            task = queue[0]
             if self._is_here(task):
+                inline += task.size if task.size < OWN_FRAME_BYTES else 0
+                if inline > inline_bytes_max and batch:
+                    break
                 batch.append(task)
                 bytes_cut += task.size
+            queue.popleft()
         self.waiting -= len(batch)
         self.bytes -= bytes_cut
         return batch

@@ -100,6 +100,7 @@ class Task:
         "deadline",
         "deaths",
         "gateway",
+        "hedged",
         "hop",
         "id",
         "kind",
@@ -138,6 +139,7 @@ class Task:
         self.deaths = 0  # charged at this stage
         self.alone_deaths = 0  # of those, as the only row of its lease
         self.returns = 0
+        self.hedged = False  # given to a second worker at this stage because the first took too long
         self.queue_us = 0
         self.compute_us = 0
         self.lease: Lease | None = None  # the one that counts
@@ -162,5 +164,5 @@ class Task:
         self.hop += 1
         self.payload, self.kind, self.size = payload, kind, len(payload)
         self.arrived = now
-        self.attempt, self.deaths, self.alone_deaths, self.returns = 1, 0, 0, 0
+        self.attempt, self.deaths, self.alone_deaths, self.returns, self.hedged = 1, 0, 0, 0, False
         self.lease = None

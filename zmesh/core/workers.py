@@ -80,14 +80,13 @@ PRESENCE_STEPS: Mapping[Presence, Mapping[PresenceStep, Presence]] = {
 class Lease:
     """A batch in a worker's hands. Row `i` is `tasks[i]` as long as that task's own `lease` is this one."""
 
-    __slots__ = ("answered", "hedged", "id", "is_free", "is_open", "left", "started", "suspect", "tasks", "worker")
+    __slots__ = ("answered", "id", "is_free", "is_open", "left", "started", "suspect", "tasks", "worker")
 
     def __init__(self, id: LeaseId, worker: Worker, tasks: list[Task], suspect: bool) -> None:
         self.id, self.worker, self.tasks, self.suspect = id, worker, tasks, suspect
         self.left = len(tasks)  # rows without a status
         self.answered = bytearray(len(tasks))
-        self.started = 0.0  # when it became its worker's oldest
-        self.hedged = False  # it ran too long, and its rows were given to others as well
+        self.started = 0.0  # when it was given, and again when it became its worker's oldest
         self.is_open = True
         self.is_free = False  # answered before its worker's HELLO: it costs and grants no credit there
 
@@ -185,8 +184,7 @@ class Crew:
         """A lease is given: it takes one credit."""
         assert worker.credit > 0, "never above credit"
         worker.used += 1
-        if not worker.leases:
-            lease.started = now
+        lease.started = now
         worker.leases[lease.id] = lease
         self.sort(worker)
 

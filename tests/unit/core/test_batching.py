@@ -304,6 +304,22 @@ def test_nobody_waits_when_another_worker_is_free_in_a_moment():
     assert due(batcher, at, earliest_finish=at + 0.080) > at
 
 
+def test_worker_of_uneven_batches_is_expected_by_those_that_were_as_long():
+    """Of batches that take 2 or 18 ms, one that runs for 3 ms takes 15 more, though it is past the mean of 10."""
+    batcher = Batcher(MOST, WAIT)
+    now = 0.0
+    for turn in range(40):
+        now += CYCLE
+        batcher.answered(now, 16, (0.002, 0.018)[turn % 2], True)
+        for after in CROWD:
+            batcher.arrived(now + after, 1)
+    assert batcher._services.remaining(0.001) == pytest.approx(0.009)
+    assert batcher._services.remaining(0.003) == pytest.approx(0.015)
+    assert batcher._services.remaining(0.012) == pytest.approx(0.006)
+    assert batcher._services.remaining(0.019) == 0.0
+    assert batcher._services.remaining(0.028) == float("inf")
+
+
 def test_stuck_worker_is_not_waited_for():
     batcher = Batcher(MOST, WAIT)
     now = taught(batcher, CROWD)
@@ -354,6 +370,33 @@ def test_noise_over_nearly_equal_sizes_is_not_taken_for_a_slope():
         intercepts.append(batcher._services.intercept)
     intercepts.sort()
     assert intercepts[100] > 0.008, "in nine of ten moments it is near the mean of 10 ms"
+
+
+def test_slope_is_remembered_while_all_batches_have_one_size():
+    batcher = Batcher(MOST, WAIT)
+    random = Random(4)
+    for turn in range(100):
+        size = random.randint(1, MOST)
+        batcher.answered(turn * CYCLE, size, 0.001 * size * random.lognormvariate(0, 0.2), True)
+    for turn in range(100, 1100):
+        batcher.answered(turn * CYCLE, MOST, 0.032 * random.lognormvariate(0, 0.2), True)
+    assert batcher._services.intercept < 0.006
+
+
+def test_slope_that_is_no_more_is_forgotten():
+    batcher = Batcher(MOST, WAIT)
+    random = Random(5)
+    for turn in range(400):
+        size = random.randint(1, MOST)
+        batcher.answered(turn * CYCLE, size, 0.001 * size if turn < 100 else SERVICE, True)
+    assert batcher._services.intercept == pytest.approx(SERVICE, rel=0.05)
+
+
+def test_slope_too_small_to_square_is_none():
+    batcher = Batcher(MOST, WAIT)
+    for turn in range(20):
+        batcher.answered(turn * CYCLE, 1 + turn, 1e-170 * (1 + turn), True)
+    assert batcher._services.intercept == batcher.service
 
 
 def test_larger_batches_that_are_faster_change_nothing():

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.core.world import SEGFAULT, World, stage
-from zmesh.core import events
+from zmesh.core import events, presence
 from zmesh.core.dispatcher import HANDLERS
 from zmesh.core.effects import Report, Send
 from zmesh.messages import Reply, Tasks
@@ -135,3 +135,14 @@ def test_the_same_events_give_the_same_effects():
         return seen
 
     assert life() == life()
+
+
+def test_a_failing_stage_leaves_nothing_to_wake_up_for():
+    """A partial batch waits for its crowd when the stage gives up: there is nobody to ask about again."""
+    world = World(stage(max_batch_size=8, max_wait_ms=1000.0, batching="fixed"))
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1))
+    assert world.stage().wake is not None
+    presence.give_up(world.mesh, world.stage(), "it does not start")
+    assert world.stage().wake is None and world.stage().queue.waiting == 0
+    assert world.record(worker).leases == {}

@@ -333,10 +333,25 @@ def test_the_death_of_the_slow_worker_does_not_touch_rows_that_are_given_to_othe
     assert scene.deaths() == {1: 0, 2: 0} and scene.stage.queue.waiting == 2
 
 
-def test_rows_are_given_to_others_once_for_each_lease():
+def test_rows_are_given_to_one_other_worker_however_long_both_take():
     scene = hedged()
-    assert scene.world.wait(30.0) == []
-    assert scene.world.task(1).returns == 1
+    w2, w3 = scene.world.worker("w2"), scene.world.worker("w3")
+    assert scene.turn(w2.credits(1)) == ["w2 ← TASKS 2: 1 2"]
+    assert scene.turn(w3.credits(1)) == []
+    for _ in range(4):
+        assert scene.world.wait(12.0) == []
+    assert scene.states() == {1: TaskState.LEASED, 2: TaskState.LEASED}
+    assert scene.world.task(1).returns == 0 and not scene.world.record(w3).leases
+
+
+def test_what_waits_behind_a_batch_that_takes_far_too_long_is_run_elsewhere_too():
+    world = World(stage(max_batch_size=1))
+    gateway, stuck = world.gateway(), world.worker(credit=2)
+    world.turn(gateway.submits(1, 2))
+    assert len(world.record(stuck).leases) == 2
+    world.wait(10.0)
+    other = world.worker("w2")
+    assert sorted(world.turn(other.credits(2))) == ["w2 ← TASKS 3: 2", "w2 ← TASKS 4: 1"]
 
 
 def test_a_stage_that_runs_once_waits_for_its_worker_however_long_it_takes():

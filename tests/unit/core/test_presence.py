@@ -122,7 +122,7 @@ def test_the_clock_of_a_lease_that_became_the_oldest_by_the_hello_starts_then():
     world = carried()
     worker = world.peers[1]
     world.turn(worker.greets(running=[2], waiting=[3], answered=[1], epoch=epoch(world)))
-    assert [lease.started for lease in world.record(worker).leases.values()] == [100.02, 0.0, 100.0]
+    assert [lease.started for lease in world.record(worker).leases.values()] == [100.02, 100.0, 100.0]
     world.turn(worker.finishes(2), after=0.25)
     assert world.stage().batcher.service == pytest.approx(0.25)
 
@@ -434,7 +434,7 @@ def test_a_stalled_broker_counts_nobodys_silence_and_no_leases_age():
     world.turn(other.is_unreachable())
     lease = world.record(worker).leases[1]
     assert world.turn(events.Stalled(60.0), after=60.0) == []
-    assert lease.started == world.now and not lease.hedged
+    assert lease.started == world.now and not world.task(1).hedged
     assert world.record(worker).heard == world.now
     assert world.mesh.directory.at(other.address).lost_at == world.now
 

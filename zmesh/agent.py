@@ -237,9 +237,11 @@ class Agent:
         hopeless = deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX
         if self._was_ready or self._settings.on_start_failure != "exit" or not hopeless or self._drain_until:
             return
-        what = f"stage {slot.stage.name} ({class_name(slot.stage)})" if slot.stage else "the gateway"
+        what = f"stage {slot.stage.name}" if slot.stage else "the gateway"
+        if slot.stage and class_name(slot.stage) != slot.stage.name:
+            what += f" ({class_name(slot.stage)})"
         why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
-        line = f"{what} failed to start {FAILED_STARTS_MAX} times: {why}\n"
+        line = f"zmesh: {what} failed to start {FAILED_STARTS_MAX} times: {why}\n"
         sys.stderr.write(f"{child.failure.rstrip()}\n{line}" if child.failure else line)
         self._exit_code = EXIT_NEVER_READY if slot.stage else EXIT_START_FAILED
 

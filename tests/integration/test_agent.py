@@ -179,7 +179,7 @@ def test_a_stage_that_never_starts_ends_the_run_with_3_and_says_why(mood: str, w
     with running(APP, env={"MOOD": mood}, ready=False) as mesh:
         assert mesh.process.wait(20) == 3
         *before, last = mesh.log().strip().splitlines()
-        assert last == f"stage Moody (Moody) failed to start 3 times: {why}"
+        assert last == f"zmesh: stage Moody failed to start 3 times: {why}"
         assert ("Traceback" in "\n".join(before)) == (mood == "broken")
 
 

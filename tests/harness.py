@@ -63,6 +63,16 @@ class RunningMesh:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
+    def said(self, beginning: str, seconds: float = 20.0) -> str:
+        """The rest of the first line of the log that begins so, as soon as there is one."""
+
+        def found() -> list[str]:
+            lines = self.log().splitlines(keepends=True)
+            return [line.strip() for line in lines if line.startswith(beginning) and line.endswith("\n")]
+
+        wait_until(found, seconds, f"a line {beginning!r}")
+        return found()[0].removeprefix(beginning)
+
     def request(
         self,
         method: str,

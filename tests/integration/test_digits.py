@@ -42,8 +42,8 @@ def test_the_client_of_the_example_finds_at_least_nine_of_ten_right() -> None:
 def test_the_line_that_zmesh_run_prints_works_when_it_is_typed(need: Callable[[object, str], None]) -> None:
     need(shutil.which("curl"), "curl is not installed")
     with running(APP) as mesh:
-        line = next(line for line in mesh.log().splitlines() if line.startswith("try it: "))
-        done = subprocess.run(line.removeprefix("try it: "), shell=True, capture_output=True, timeout=20, check=True)
+        typed = mesh.said("try it: ")  # the agent says it a moment after /readyz does
+        done = subprocess.run(typed, shell=True, capture_output=True, timeout=20, check=True)
         assert "digit" in json.loads(done.stdout), done
 
 

@@ -25,11 +25,23 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[str]] = {
     "0 words": ["errors", "config", "messages"],
     "1 decisions": ["wire", "core", "core.*"],
-    "2a reach": ["transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting"],
+    "2a reach": [
+        "transport",
+        "keys",
+        "codec",
+        "payloads",
+        "telemetry",
+        "logs",
+        "worker",
+        "pipe",
+        "answers",
+        "hosting",
+        "addresses",
+    ],
     "2b halves": ["line", "linkage", "loader", "runner", "processes", "inference"],
-    "3a parts": ["stage", "broker", "mixins", "mixins.*", "predictions", "openapi"],
+    "3a parts": ["stage", "broker", "household", "socketport", "mixins", "mixins.*", "predictions", "openapi"],
     "3b programs": ["agent", "gateway", "lane"],
-    "4 assembly": ["server", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
+    "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }
 
@@ -51,10 +63,10 @@ LAZY_IMPORTS_FREE = ["server", "cli", "__main__", "__init__", "*.__init__"]
 HOMES: dict[str, list[str]] = {
     "zmq": ["transport", "keys"],
     "prometheus_client": ["telemetry"],
-    "fastapi": ["gateway", "openapi", "server"],  # server: the type of `Server.app` only
+    "fastapi": ["gateway", "openapi", "server", "serving"],  # the last two: the type of `Server.app` only
     "starlette": ["gateway", "openapi"],
     "uvicorn": ["gateway", "lane"],
-    "uvloop": ["gateway", "agent", "broker", "transport", "server"],
+    "uvloop": ["serving"],
     "httptools": ["lane", "bench"],
     "msgpack": ["wire", "codec", "mixins.*"],
     "msgspec": ["codec", "openapi", "worker", "mixins.*"],

@@ -65,14 +65,18 @@ def _readable(error: click.ClickException) -> str:
 # ── the table of options, for every verb that starts something ────────────────────────────────────────────────────
 
 
-def _parameters() -> list[click.Parameter]:
+def _parameters(verb: str = "run") -> list[click.Parameter]:
     defaults = Settings()
-    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS]
+    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS if verb in option.verbs]
 
 
 def _parameter(option: Option, default: object) -> click.Parameter:
     kinds: dict[str, Any] = {"int": int, "choice": click.Choice(option.choices)}
     notes = [option.help]
+    if option.kind == "flag":
+        return click.Option(
+            [option.flag, option.name], is_flag=True, default=None, help=f"{option.help} [{option.variable}]"
+        )
     if option.unit in ("ms", "bytes"):
         notes.append(f"in {option.unit}")
     if default not in ("", ()):
@@ -139,23 +143,42 @@ def zmesh(context: click.Context, version: bool) -> int:
 @app_argument
 @click.pass_obj
 def run(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
-    """Serve APP on this host: gateway, broker, workers.
+    """Serve APP on this host: gateway, broker, workers. With --bind, workers on other hosts may join.
 
     APP is a Python file that makes a Server; by default $ZMESH_APP, or ./app.py.
     """
     return _execute("run", app, user_args, _given(options))
 
 
-@zmesh.command("gateway", params=_parameters(), hidden=True)
+@zmesh.command("worker", params=_parameters("worker"))
+@app_argument
+@click.pass_obj
+def worker(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Run workers of APP on this host, for a broker on another one.
+
+    It may be started before its broker. APP is the same file as there.
+    """
+    return _execute("worker", app, user_args, _given(options))
+
+
+@zmesh.command("broker", params=_parameters("broker"))
+@app_argument
+@click.pass_obj
+def broker(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Run the broker of APP alone, for gateways and workers elsewhere."""
+    return _execute("broker", app, user_args, _given(options))
+
+
+@zmesh.command("gateway", params=_parameters("gateway"))
 @app_argument
 @click.pass_obj
 def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
-    """The HTTP side of APP; started by `zmesh run`."""
+    """Run the HTTP side of APP alone, for a broker elsewhere."""
     from zmesh.pipe import child_pipe
 
-    pipe = child_pipe()  # before any code of the user: from here on we end when our agent does
+    pipe = child_pipe()  # before any code of the user: if an agent started us, we end when it does
     if pipe is None:
-        raise UsageError("a gateway is started by its agent; start both with: zmesh run app.py")
+        return _execute("gateway", app, user_args, _given(options))
     try:
         return _execute("gateway", app, user_args, _given(options), pipe=pipe)
     except StartError as error:

@@ -136,6 +136,7 @@ class Option:
     choices: Sequence[str] = ()
     aliases: Sequence[str] = ()
     metavar: str = ""
+    verbs: Sequence[str] = ("run", "worker", "broker", "gateway")  # which commands take it
 
     @property
     def flag(self) -> str:
@@ -146,25 +147,49 @@ class Option:
         return "ZMESH_" + self.name.upper()
 
 
+HTTP, WORKERS, BROKER = ("run", "gateway"), ("run", "worker"), ("run", "broker")
+OUTWARD = ("worker", "gateway")  # what joins a broker elsewhere
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         "host",
         "text",
         "address to listen on; 0.0.0.0 for every interface",
         aliases=("--address",),
+        verbs=HTTP,
     ),
-    Option("port", "int", "port of the HTTP gateway; 0 takes a free one"),
+    Option("port", "int", "port of the HTTP gateway; 0 takes a free one", verbs=HTTP),
+    Option(
+        "bind",
+        "text",
+        "where the broker listens for other hosts: stage number i of the app is at PORT+1+i",
+        metavar="tcp://HOST:PORT",
+        verbs=BROKER,
+    ),
+    Option("connect", "text", "the broker to join, as it was told to bind", metavar="tcp://HOST:PORT", verbs=OUTWARD),
+    Option(
+        "connect_timeout",
+        "int",
+        "time for the broker to answer for the first time; 0 = no end",
+        unit="ms",
+        verbs=OUTWARD,
+    ),
+    Option("insecure", "flag", "allow addresses that other hosts can reach, although nothing there is locked"),
+    Option("isolate_broker", "flag", "give the broker a process of its own", verbs=("run",)),
+    Option("no_workers", "flag", "start no workers here", verbs=("run",)),
     Option(
         "stage",
         "list",
         "start only this stage here, with N workers; repeatable",
         metavar="NAME[:N]",
+        verbs=WORKERS,
     ),
     Option(
         "capacity",
         "int",
         "tasks that may wait in the queue of a route's first stage",
         unit="tasks",
+        verbs=BROKER,
     ),
     Option("timeout", "int", "time a request may take in all", unit="ms"),
     Option(
@@ -173,7 +198,7 @@ OPTIONS: tuple[Option, ...] = (
         "time to finish accepted requests at shutdown; 0 = the request timeout",
         unit="ms",
     ),
-    Option("wait", "int", "max_wait_time of stages that set none", unit="ms"),
+    Option("wait", "int", "max_wait_time of stages that set none", unit="ms", verbs=BROKER),
     Option("max_request_size", "int", "largest request body", unit="bytes"),
     Option(
         "on_start_failure",
@@ -187,7 +212,7 @@ OPTIONS: tuple[Option, ...] = (
         "how much to say",
         choices=("debug", "info", "warning", "error"),
     ),
-    Option("namespace", "text", "prefix of the names of metrics"),
+    Option("namespace", "text", "prefix of the names of metrics", verbs=HTTP),
     Option("path", "text", "directory of the sockets; default: a fresh private one"),
 )
 
@@ -198,6 +223,12 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    bind: str = ""
+    connect: str = ""
+    connect_timeout: int = 60_000
+    insecure: bool = False
+    isolate_broker: bool = False
+    no_workers: bool = False
     stage: tuple[str, ...] = ()
     capacity: int = 1024
     timeout: int = 3000
@@ -213,6 +244,7 @@ class Settings:
     def __post_init__(self) -> None:
         least = {
             "port": 0,
+            "connect_timeout": 0,
             "capacity": 1,
             "timeout": 1,
             "drain_timeout": 0,
@@ -276,6 +308,8 @@ def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Se
 
 
 def _read(option: Option, text: str) -> object:
+    if option.kind == "flag":
+        return _flag(option, text)
     try:
         match option.kind:
             case "int":
@@ -286,3 +320,12 @@ def _read(option: Option, text: str) -> object:
                 return text
     except ValueError:
         raise ValueError(f"{option.variable} must be a whole number, not {text!r}") from None
+
+
+def _flag(option: Option, text: str) -> bool:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{option.variable} must be 1 or 0, not {text!r}")

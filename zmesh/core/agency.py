@@ -76,6 +76,10 @@ class AgentLink:
         wake = self._contact.wakeup()
         return None if wake == inf else wake
 
+    @property
+    def joined(self) -> bool:
+        return self._contact.joined
+
     def heartbeat(self, workers: list[WorkerBeat]) -> Heartbeat:
         return Heartbeat(self._contact.epoch, 0, workers)
 

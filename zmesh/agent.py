@@ -64,7 +64,7 @@ class Agent:
         self._warn_at: float | None = monotonic() if where and not is_loopback(where) else None
         self._was_ready = False
         self._to_leave: list[str] | None = None  # set: we are stopping, and these roles come after the leaving one
-        self._leaving = ""
+        self._leaving, self._drained_by = "", 0.0
         self._leave_until: float | None = None
         self._shown: dict[Restarts, str] = {}  # the last traceback of each stage that was logged
         self._interrupts = 0
@@ -314,6 +314,7 @@ class Agent:
         log.info("%s: finishing what was accepted, for %g s at most", why, self._settings.drain_seconds)
         if self._listener is not None:
             self._listener.close()
+        self._drained_by = monotonic() + self._settings.drain_seconds
         self._to_leave = [role for role in LEAVING_ORDER if self._has(role)]
         self._search.end()
         self._dismiss_next()
@@ -323,7 +324,7 @@ class Agent:
         assert self._to_leave is not None, "nobody leaves before we stop"
         while self._to_leave:
             self._leaving = role = self._to_leave.pop(0)
-            seconds = self._here.seconds_to_leave(role, self._settings.drain_seconds)
+            seconds = self._here.seconds_to_leave(role, self._drained_by - monotonic())
             for slot in self._slots:
                 if slot.role == role:
                     slot.start_at = None

@@ -18,7 +18,7 @@ from zmesh.hosting import chosen_stages
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
 
-__all__ = ["LEAVING_ORDER", "House", "Household", "household"]
+__all__ = ["LEAVE_SECONDS", "LEAVING_ORDER", "House", "Household", "household"]
 
 LEAVE_SECONDS = 1.0  # for a process to leave when nobody wants anything of it any more
 LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who accepts, who works, who holds what is left
@@ -51,10 +51,11 @@ class Household:
         """Whose process holds the broker; empty when it is elsewhere."""
         return next((role for role in ("broker", "gateway") if role in self.roles and self.has_broker), "")
 
-    def seconds_to_leave(self, role: str, drain_seconds: float) -> float:
-        """All of the time for whom somebody may still wait; workers whose only gateway is gone have nothing to do."""
+    def seconds_to_leave(self, role: str, left: float) -> float:
+        """All that is left of the time to drain for whom somebody may still wait; workers whose only gateway is gone
+        have nothing to do."""
         is_wanted = role == "gateway" or (role == "worker" and self.serves_others) or self.verb == "broker"
-        return drain_seconds if is_wanted else LEAVE_SECONDS
+        return max(LEAVE_SECONDS, left) if is_wanted else LEAVE_SECONDS
 
     @property
     def serves_others(self) -> bool:

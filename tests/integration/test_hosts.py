@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -61,3 +62,19 @@ def test_two_hosts_read_the_same_digits(hosts: tuple[Host, Host], layout: str) -
             lambda: [len(one["workers"]) for one in head.request("GET", http, "/mesh").json()["stages"]] == workers
         )
         assert [program.stop() for program in started] == [0] * len(started)
+
+
+def test_the_example_says_which_host_did_what() -> None:
+    app = REPOSITORY / "examples" / "two_hosts" / "app.py"
+    with loopback_hosts() as (head, elsewhere):
+        http = free_ports(4)
+        bind = f"tcp://127.0.0.1:{http + 1}"
+        with (
+            head.program("run", app, "--bind", bind, "--port", http, "--stage", "Parse"),
+            elsewhere.program("worker", app, "--connect", bind, "--stage", "Classify"),
+        ):
+            head.wait_ready(http)
+            sample = FOLDER / "samples" / "07_is_9.png"
+            answer = head.request("POST", http, "/digits", sample.read_bytes()).json()
+    assert answer["digit"] == 9
+    assert answer["parsed_on"] == answer["classified_on"] == socket.gethostname()

@@ -167,3 +167,37 @@ def test_brokers_killed_again_and_again_under_load_cost_no_request() -> None:
         assert_doubled(client, number, answer, log)
     longest = max(answer.seconds for _, _, answer in answers)
     print(f"{len(answers)} requests, {len(kills)} brokers killed, all 200; longest wait {longest:.2f} s")
+
+
+def test_connections_cut_again_and_again_cost_no_request() -> None:
+    """Workers elsewhere, whose every connection breaks six times under load."""
+    first = free_ports(8)
+    real, seen = first + 1, first + 4
+    bind, connect = f"tcp://127.0.0.1:{real}", f"tcp://127.0.0.1:{seen}"
+    with (
+        mesh_of(TWO_STAGES, "--no-workers", "--bind", bind, port=first) as mesh,
+        Proxy(range(seen, seen + 3), range(real, real + 3)) as proxy,
+        mesh.host.program("worker", TWO_STAGES, "--connect", connect) as workers,
+    ):
+        mesh.host.wait_ready(mesh.port)
+        over = threading.Event()
+
+        def nemesis() -> None:
+            for _ in range(6):
+                time.sleep(0.7)
+                proxy.cut()
+            time.sleep(1.0)
+            over.set()
+
+        cutter = threading.Thread(target=nemesis, daemon=True)
+        cutter.start()
+        answers = closed_loop(mesh.port, 64, doubled, over.is_set)
+        cutter.join(5)
+        log = workers.log()
+        deaths = sum(stage["counters"]["deaths"] for stage in mesh.stages())
+    for client, number, answer in answers:
+        assert_doubled(client, number, answer, log)
+    assert deaths == 0
+    assert proxy.connections > 15, "they came back each time"
+    longest = max(answer.seconds for _, _, answer in answers)
+    print(f"{len(answers)} requests, {proxy.connections} connections, all 200; longest wait {longest:.2f} s")

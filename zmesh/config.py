@@ -39,6 +39,7 @@ class Limits:
     message_rows_max: int = 4096
     message_inline_bytes_max: int = 4 * MIB
     peers_max: int = 4096
+    answer_bytes_max: int = 64 * MIB  # not acknowledged, per gateway; above it its tasks are not leased
     requeues_max: int = 5  # a task returned more often than this, for any cause but a death, ends with 500
     deaths_max: int = 2  # charged deaths of one task at one stage before it is poisoned
     late_leases_max: int = 1024  # ended leases whose late results are still taken

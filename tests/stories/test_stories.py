@@ -71,6 +71,9 @@ class Scene:
     def cancels(self, name: str, ids: str) -> DispatcherEvent:
         return self.gateway(name).cancels(*numbers(ids))
 
+    def acknowledges(self, name: str, number: str) -> DispatcherEvent:
+        return self.gateway(name).beats(int(number))
+
     def grants(self, name: str, credit: str) -> DispatcherEvent:
         return self.worker(name).credits(int(credit))
 
@@ -133,6 +136,7 @@ GIVEN: dict[str, Callable[..., None]] = {
 WHEN: dict[str, Callable[..., DispatcherEvent]] = {
     rf"(\w+) submits {IDS}(?: to (/\S+))?( again)?(?: with (\d+) ms left)?": Scene.submits,
     rf"(\w+) cancels {IDS}": Scene.cancels,
+    r"(\w+) acknowledges (\d+)": Scene.acknowledges,
     r"(\w+) grants credit (\d+)": Scene.grants,
     r"(\w+) drains": Scene.drains,
     rf"(\w+) finishes lease (\d+)(?:, rows? {IDS})?(?:, with (\w+) for rows? {IDS})?": Scene.finishes,

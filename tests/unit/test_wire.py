@@ -21,7 +21,7 @@ from zmesh.wire import decode, encode, to_json
 
 GOLDEN = Path(__file__).with_name("golden_frames.json")
 LIMITS = Limits()
-LARGE = wire.FRAME_PAYLOAD_BYTES_MIN
+LARGE = say.OWN_FRAME_BYTES
 PEER, BROKER = bytes(range(16)), bytes(range(16, 32))
 SESSION = 0xFEDCBA9876543210
 

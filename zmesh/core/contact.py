@@ -13,11 +13,10 @@ from math import inf
 from zmesh import messages
 from zmesh.config import Limits
 from zmesh.core.effects import Reconnect
+from zmesh.core.parts import parts
 from zmesh.messages import Payload, SessionId
 
-__all__ = ["OWN_FRAME_BYTES", "STEPS", "Contact", "ContactState", "Step"]
-
-OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and does not count as inline
+__all__ = ["STEPS", "Contact", "ContactState", "Step"]
 
 
 class ContactState(Enum):
@@ -105,15 +104,5 @@ class Contact:
         return inf if self.state is ContactState.AWAY else min(self.speak_at, self.heard_at + self.dead_seconds)
 
     def parts(self, payloads: Sequence[Payload]) -> list[slice]:
-        """Cut rows into messages within the limits of rows and of inline bytes, in order; at least one row in each."""
-        if len(payloads) <= self.rows_max and sum(map(len, payloads)) <= self.inline_bytes_max:
-            return [slice(0, len(payloads))]
-        parts = []
-        start = inline = 0
-        for row, payload in enumerate(payloads):
-            size = len(payload) if len(payload) < OWN_FRAME_BYTES else 0
-            if row > start and (row - start >= self.rows_max or inline + size > self.inline_bytes_max):
-                parts.append(slice(start, row))
-                start, inline = row, 0
-            inline += size
-        return [*parts, slice(start, len(payloads))]
+        """Cut rows into messages that the broker takes, in order."""
+        return parts(payloads, self.rows_max, self.inline_bytes_max)

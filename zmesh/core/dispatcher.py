@@ -80,9 +80,7 @@ class Dispatcher:
                 presence.give_up(mesh, stage, stage.failing)
         mesh.awake.clear()
         for gateway in mesh.owed.values():
-            reply = gateway.settle()
-            if reply is not None:
-                mesh.tell(gateway, reply)
+            mesh.settle(gateway)
         mesh.owed.clear()
         effects = mesh.effects.copy()
         mesh.effects.clear()

@@ -41,6 +41,7 @@ class Mesh:
         self.directory = Directory(plan, limits, random, self.effects)
         self.awake: dict[int, StageRecord] = {}  # stages to hand out from in this turn
         self.owed: dict[SessionId, Gateway] = {}  # gateways to reply to in this turn
+        self.held: dict[SessionId, Gateway] = {}  # gateways whose tasks are not leased, see `hold`
         self._story: deque[tuple[float, str, object, list[TaskId]]] = deque(maxlen=limits.story_steps_max)
 
     def tell(self, peer: Peer, message: Message) -> None:
@@ -63,6 +64,8 @@ class Mesh:
 
     def enqueue(self, stage: StageRecord, tasks: list[Task]) -> None:
         """Tasks arrive at a stage, from a gateway or from the stage before."""
+        if self.held:
+            tasks = self.not_held(stage, tasks)
         stage.queue.push(tasks)
         stage.batcher.arrived(self.now, len(tasks))
         self.awake[stage.index] = stage
@@ -89,3 +92,48 @@ class Mesh:
         if status is not None and gateway.session in self.directory.sessions:
             gateway.owe(task, status, payload, kind)
             self.owed[gateway.session] = gateway
+
+    # Answers that a gateway did not acknowledge are never forgotten; a gateway with too many of them gets no new ones.
+
+    def settle(self, gateway: Gateway) -> None:
+        """Tell a gateway what it is owed."""
+        for reply in gateway.settle(self.limits):
+            self.tell(gateway, reply)
+        if gateway.kept.bytes > self.limits.answer_bytes_max and gateway.session not in self.held:
+            self._hold(gateway)
+
+    def acknowledge(self, gateway: Gateway, handled: int) -> None:
+        gateway.kept.acknowledge(handled)
+        if self.held:
+            self.relax(gateway)
+
+    def relax(self, gateway: Gateway) -> None:
+        """Its tasks are leased again once half the room for its answers is free."""
+        if gateway.session in self.held and gateway.kept.bytes <= self.limits.answer_bytes_max // 2:
+            self.release(gateway)
+
+    def release(self, gateway: Gateway) -> None:
+        """Nothing of this gateway is held back any more."""
+        del self.held[gateway.session]
+        for stage in self.stages:
+            tasks = stage.queue.free(gateway)
+            for task in tasks:
+                task.take(Step.FREE)
+            stage.queue.push_front(tasks)
+            self.awaken(stage)
+
+    def not_held(self, stage: StageRecord, tasks: list[Task]) -> list[Task]:
+        """Those of them that may be leased; the others are held back."""
+        self._hold_back(stage, [task for task in tasks if task.gateway.session in self.held])
+        return [task for task in tasks if task.gateway.session not in self.held]
+
+    def _hold(self, gateway: Gateway) -> None:
+        """Lease nothing of its own any more; what is with workers, and suspects, are finished."""
+        self.held[gateway.session] = gateway
+        for stage in self.stages:
+            self._hold_back(stage, stage.queue.pull(gateway))
+
+    def _hold_back(self, stage: StageRecord, tasks: list[Task]) -> None:
+        for task in tasks:
+            task.take(Step.HOLD)
+        stage.queue.hold(tasks)

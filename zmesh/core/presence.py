@@ -29,7 +29,7 @@ from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step
 from zmesh.core.workers import Presence, PresenceStep, Worker
-from zmesh.messages import Ack, Heartbeat, Hello, Role, Stats, Status, Tasks, WorkerState
+from zmesh.messages import Ack, Heartbeat, Hello, Reply, Role, Stats, Status, Tasks, WorkerState
 
 __all__ = [
     "end_worker",
@@ -58,10 +58,25 @@ def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
         if isinstance(former, Worker):
             _carry_over(mesh, former, peer, event.message)
         mesh.stages[peer.stage].crew.join(peer)
-    elif isinstance(peer, Gateway) and former is not None:
-        for task in mesh.tasks.values():
-            if task.gateway is former:
-                task.gateway = peer
+    elif isinstance(peer, Gateway) and isinstance(former, Gateway):
+        _succeed(mesh, former, peer)
+
+
+def _succeed(mesh: Mesh, former: Gateway, peer: Gateway) -> None:
+    """A gateway goes on in a new session: its tasks are its own, and what it may not have heard is said again."""
+    for task in mesh.tasks.values():
+        if task.gateway is former:
+            task.gateway = peer
+    mesh.owed.pop(former.session, None)
+    peer.succeed(former, mesh.limits)
+    if mesh.held.pop(former.session, None) is not None:
+        mesh.held[peer.session] = peer
+    _say_again(mesh, peer)
+
+
+def _say_again(mesh: Mesh, gateway: Gateway) -> None:
+    for reply in gateway.say_again():
+        mesh.tell(gateway, reply)
 
 
 def _carry_over(mesh: Mesh, former: Worker, peer: Worker, hello: Hello) -> None:
@@ -159,6 +174,7 @@ def _end_peer(mesh: Mesh, peer: Peer) -> None:
     """A gateway or an agent is gone for good; nobody waits for that gateway's tasks any more."""
     mesh.directory.close(peer)
     mesh.effects.append(Forget(peer.address))
+    mesh.held.pop(peer.session, None)
     cancel(mesh, [task for task in mesh.tasks.values() if task.gateway is peer], "its gateway is gone")
 
 
@@ -182,20 +198,24 @@ def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
 
 
 def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
-    """An unsent TASKS un-makes its lease. A gateway that lost a REPLY says HELLO anew and submits again."""
-    worker = mesh.directory.at(event.address)
-    if isinstance(worker, Worker) and isinstance(event.message, Tasks):
-        lease = worker.leases.get(event.message.lease)
+    """An unsent TASKS un-makes its lease. An unsent REPLY is said again with the next sweep or in the next session."""
+    peer, message = mesh.directory.at(event.address), event.message
+    if isinstance(peer, Gateway) and isinstance(message, Reply):
+        peer.kept.lose(message)
+    elif isinstance(peer, Worker) and isinstance(message, Tasks):
+        lease = peer.leases.get(message.lease)
         if lease is not None:
-            stage = mesh.stages[worker.stage]
+            stage = mesh.stages[peer.stage]
             endings.unmake_lease(mesh, stage, lease)
-            worker.used -= 1
-            stage.crew.sort(worker)
+            peer.used -= 1
+            stage.crew.sort(peer)
             mesh.awaken(stage)
 
 
 def on_peer_beat(mesh: Mesh, event: PeerBeat) -> None:
-    mesh.directory.known(event, Peer, mesh.now)
+    peer = mesh.directory.known(event, Peer, mesh.now)
+    if isinstance(peer, Gateway):
+        mesh.acknowledge(peer, event.message.handled)
 
 
 def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
@@ -247,8 +267,17 @@ def sweep(mesh: Mesh) -> None:
             since = peer.heard if peer.lost_at is None else min(peer.heard, peer.lost_at)
             if now - since >= limits.dead_seconds:
                 _end_peer(mesh, peer)
+            elif isinstance(peer, Gateway):
+                _sweep_gateway(mesh, peer)
         if peer.session in mesh.directory.sessions and now - peer.told >= limits.heartbeat_seconds:
             mesh.tell(peer, Heartbeat(mesh.directory.epoch, 0, []))
+
+
+def _sweep_gateway(mesh: Mesh, gateway: Gateway) -> None:
+    gateway.kept.expire(mesh.now)
+    mesh.relax(gateway)
+    if gateway.lost_at is None:
+        _say_again(mesh, gateway)
 
 
 def _sweep_worker(mesh: Mesh, worker: Worker) -> None:

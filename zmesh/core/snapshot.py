@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from zmesh.core.peers import Gateway
 from zmesh.core.workers import Presence, Worker
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def snapshot_json(mesh: Mesh) -> str:
         for route in mesh.routes.values()
     ]
     directory = mesh.directory
+    gateways = [peer for peer in directory.sessions.values() if isinstance(peer, Gateway)]
     return json.dumps(
         {
             "broker": directory.broker.hex(),
@@ -41,6 +43,8 @@ def snapshot_json(mesh: Mesh) -> str:
                 "malformed": directory.malformed,
                 "refused_peers": directory.refused,
                 "peers": len(directory.sessions),
+                "kept_replies": sum(len(gateway.kept) for gateway in gateways),
+                "kept_bytes": sum(gateway.kept.bytes for gateway in gateways),
             },
         }
     )
@@ -53,6 +57,7 @@ def _stage(stage: StageRecord) -> dict[str, object]:
         "name": stage.plan.name,
         "queued": stage.queue.waiting,
         "suspects": stage.queue.suspects,
+        "held": stage.queue.held,
         "queued_bytes": stage.queue.bytes,
         "leased": stage.leased,
         "ready_workers": stage.crew.ready(),

@@ -12,6 +12,7 @@ from zmesh.config import Limits
 from zmesh.core.effects import Answer, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, RequestsAbandoned, RequestsAccepted, Started, Tick
 from zmesh.core.link import Link, Request
+from zmesh.core.replies import ROW_BYTES
 from zmesh.messages import (
     Ack,
     Cancel,
@@ -370,6 +371,19 @@ def test_the_highest_reply_number_goes_into_whatever_is_said_next():
         Cancel([second.id], "gone", handled=4),
         Heartbeat(EPOCH, 4, []),
     ]
+
+
+def test_many_bytes_of_answers_are_acknowledged_at_once_and_few_with_the_next_word():
+    limits = Limits(answer_bytes_max=8 * 1000)
+    link = fresh_link(limits)
+    link.handle(Started(), Heard(SESSION, WELCOME), now=0.0)
+    one, two, three = [ask(link) for _ in range(3)]
+    link.handle(RequestsAccepted([one, two, three]), now=0.05)
+    small, large = b"x" * (1000 - ROW_BYTES), b"x" * (1001 - ROW_BYTES)
+    assert said(link.handle(reply(1, (one, Status.OK, small)), now=0.1)) == []
+    assert said(link.handle(reply(2, (two, Status.OK, large)), now=0.2)) == [Heartbeat(EPOCH, 2, [])]
+    assert said(link.handle(reply(3, (three, Status.OK, small)), now=0.3)) == [], "the count began anew"
+    assert said(link.handle(Tick(), now=1.2)) == [Heartbeat(EPOCH, 3, [])]
 
 
 def test_a_number_of_another_session_acknowledges_nothing_but_its_answer_counts():

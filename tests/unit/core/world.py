@@ -19,6 +19,8 @@ from zmesh.core import events, invariants
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import DispatcherEffect, Forget, Report, Send
 from zmesh.core.events import Address, DispatcherEvent
+from zmesh.core.peers import Gateway as GatewayRecord
+from zmesh.core.replies import KeptReplies
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Task
 from zmesh.core.workers import Worker
@@ -152,6 +154,12 @@ class World:
         assert isinstance(found, Worker)
         return found
 
+    def kept(self, peer: Peer) -> KeptReplies:
+        """What the broker keeps for a gateway."""
+        found = self.mesh.directory.sessions[peer.session]
+        assert isinstance(found, GatewayRecord)
+        return found.kept
+
     # Words for effects.
 
     @staticmethod
@@ -230,8 +238,8 @@ class Peer:
         }
         return events.PeerGreeted(self.address, Hello(**said))
 
-    def beats(self) -> events.PeerBeat:
-        return events.PeerBeat(self.address, self.session, Heartbeat(self.world.mesh.directory.epoch, 0, []))
+    def beats(self, handled: int = 0) -> events.PeerBeat:
+        return events.PeerBeat(self.address, self.session, Heartbeat(self.world.mesh.directory.epoch, handled, []))
 
     def leaves(self, *leases: int) -> events.PeerLeft:
         return events.PeerLeft(self.address, self.session, Goodbye([LeaseId(lease) for lease in leases]))
@@ -257,16 +265,17 @@ class Gateway(Peer):
         ms: int = 60_000,
         payload: bytes = b"x",
         again: bool = False,
+        handled: int = 0,
         contexts: list[Context | None] | None = None,
     ) -> events.TasksSubmitted:
         count = len(ids)
         columns = Columns(
             [TaskId(id) for id in ids], [1] * count, [ms] * count, [0] * count, [0] * count, [payload] * count, contexts
         )
-        return events.TasksSubmitted(self.address, self.session, Submit(route, columns, again))
+        return events.TasksSubmitted(self.address, self.session, Submit(route, columns, again, handled=handled))
 
-    def cancels(self, *ids: int, reason: str = "client gone") -> events.TasksCancelled:
-        return events.TasksCancelled(self.address, self.session, Cancel([TaskId(id) for id in ids], reason))
+    def cancels(self, *ids: int, reason: str = "client gone", handled: int = 0) -> events.TasksCancelled:
+        return events.TasksCancelled(self.address, self.session, Cancel([TaskId(id) for id in ids], reason, handled))
 
 
 class WorkerPeer(Peer):

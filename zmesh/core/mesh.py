@@ -90,7 +90,7 @@ class Mesh:
         self.task_bytes -= task.size
         gateway = task.gateway
         if status is not None and gateway.session in self.directory.sessions:
-            gateway.owe(task, status, payload, kind)
+            gateway.owed.add(task, status, payload, kind)
             self.owed[gateway.session] = gateway
 
     # Answers that a gateway did not acknowledge are never forgotten; a gateway with too many of them gets no new ones.

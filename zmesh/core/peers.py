@@ -11,12 +11,9 @@ from dataclasses import replace
 from zmesh.config import Limits
 from zmesh.core.events import Address
 from zmesh.core.replies import KeptReplies, Outcomes
-from zmesh.core.tasks import Task
-from zmesh.messages import Hello, Kind, Payload, PeerId, Reply, Role, SessionId, Status, TaskId
+from zmesh.messages import Hello, PeerId, Reply, Role, SessionId, Status, TaskId
 
 __all__ = ["Gateway", "Peer"]
-
-INLINE = int(Kind.INLINE)
 
 
 class Peer:
@@ -37,40 +34,36 @@ class Peer:
 class Gateway(Peer):
     """A gateway, the outcomes of this turn that it is owed, and its answers that it has not acknowledged."""
 
-    __slots__ = ("_again", "_owed", "kept", "number")
+    __slots__ = ("_again", "kept", "number", "owed")
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         super().__init__(session, address, hello, now)
         self.number = 0  # of its last REPLY
         self.kept = KeptReplies()
-        self._owed = Outcomes()
+        self.owed = Outcomes()
         self._again = Outcomes()  # apart, since they are no answers
-
-    def owe(self, task: Task, status: int, payload: Payload, kind: int = INLINE) -> None:
-        self._owed.add(task, status, payload, kind)
 
     def refuse(self, task: TaskId, status: Status, text: str, deadline: float) -> None:
         """An outcome for a task that never came to be."""
-        outcomes = self._again if status is Status.AGAIN else self._owed
+        outcomes = self._again if status is Status.AGAIN else self.owed
         outcomes.refuse(task, int(status), text, deadline)
 
     def settle(self, limits: Limits) -> list[Reply]:
         """Everything owed, as numbered messages, which are kept."""
-        replies = []
-        if self._owed.ids:
-            outcomes, self._owed = self._owed, Outcomes()
-            replies += self._number(outcomes, limits)
+        replies: list[Reply] = []
+        if self.owed.ids:
+            outcomes, self.owed = self.owed, Outcomes()
+            replies = self._number(outcomes, limits)
         if self._again.ids:
             outcomes, self._again = self._again, Outcomes()
             replies += self._number(outcomes, limits)
         return replies
 
     def _number(self, outcomes: Outcomes, limits: Limits) -> list[Reply]:
-        replies = []
-        for reply in outcomes.replies(self.number, limits):
-            self.number = reply.number
+        replies = outcomes.replies(self.number, limits)
+        self.number += len(replies)
+        for reply in replies:
             self.kept.keep(reply, outcomes.deadline)
-            replies.append(reply)
         return replies
 
     def succeed(self, former: Gateway, limits: Limits) -> None:

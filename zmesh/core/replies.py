@@ -8,8 +8,8 @@ The account is kept per REPLY, not per task. AGAIN is no answer: a gateway in a 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from zmesh.config import Limits
 from zmesh.core.parts import parts
@@ -64,9 +64,9 @@ class Outcomes:
         self.compute_us.append(0)
         self.deadline = max(self.deadline, deadline)
 
-    def replies(self, number: int, limits: Limits) -> Iterator[Reply]:
+    def replies(self, number: int, limits: Limits) -> list[Reply]:
         """As messages, of which the first has the number after `number`. Add nothing afterwards."""
-        columns = (
+        columns: tuple[list[Any], ...] = (
             self.ids,
             self.statuses,
             self.kinds,
@@ -76,20 +76,9 @@ class Outcomes:
             self.compute_us,
         )
         cuts = parts(self.payloads, limits.message_rows_max, limits.message_inline_bytes_max)
-        if len(cuts) == 1:
-            yield Reply(number + 1, *columns)
-            return
-        for count, part in enumerate(cuts, 1):
-            yield Reply(
-                number + count,
-                self.ids[part],
-                self.statuses[part],
-                self.kinds[part],
-                self.payloads[part],
-                self.attempts[part],
-                self.queue_us[part],
-                self.compute_us[part],
-            )
+        if len(cuts) == 1:  # nearly always
+            return [Reply(number + 1, *columns)]
+        return [Reply(number + count, *[column[part] for column in columns]) for count, part in enumerate(cuts, 1)]
 
 
 @dataclass(slots=True, eq=False)

@@ -25,7 +25,7 @@ def test_outcomes_of_a_turn_are_told_together_and_once():
     world.turn(world.peers[0].submits(1))
     task = world.task(1)
     task.attempt, task.queue_us, task.compute_us = 3, 40, 50
-    gateway.owe(task, int(Status.OK), b"result", int(Kind.REFERENCE))
+    gateway.owed.add(task, int(Status.OK), b"result", int(Kind.REFERENCE))
     gateway.refuse(TaskId(2), Status.SHED, "full", 9.0)
     (reply,) = gateway.settle(LIMITS)
     assert (reply.number, reply.ids, reply.statuses) == (1, [1, 2], [Status.OK, Status.SHED])

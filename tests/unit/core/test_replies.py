@@ -1,14 +1,19 @@
 """Answers are kept until they are acknowledged, nobody can want them, or their gateway is gone."""
 
 from collections.abc import Iterable
+from random import Random
 
 import pytest
 
-from tests.unit.core.world import KILLED, Gateway, WorkerPeer, World, stage
+from tests.unit.core.world import GO, KILLED, Gateway, WorkerPeer, World, stage
 from zmesh.config import Limits
 from zmesh.core import events
+from zmesh.core.effects import Send, Transmit
+from zmesh.core.events import DispatcherEvent, LinkEvent
+from zmesh.core.link import Link
+from zmesh.core.peers import Gateway as GatewayRecord
 from zmesh.core.replies import ROW_BYTES, KeptReplies, Outcomes, reply_bytes
-from zmesh.messages import Reply, Status, TaskId
+from zmesh.messages import Heartbeat, Hello, Message, PeerId, Reply, SessionId, Status, Submit, TaskId, Tasks
 
 
 def a_reply(number: int, *ids: int, status: Status = Status.OK, payload: bytes = b"") -> Reply:
@@ -263,3 +268,63 @@ def test_a_full_gateway_is_free_again_when_the_deadlines_of_its_answers_have_pas
     assert world.wait(59.0) == ["w1 ← ACK 3"]
     assert "w1 ← TASKS 4: 7" in world.wait(2.0)
     assert not world.mesh.held
+
+
+# A gateway in the broker's process
+
+
+class Local:
+    """A Link in the broker's process: what one says, the other hears in the same turn. All tasks are served at once."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.address, self.now = world, (-1, b"local"), world.now
+        world.names[self.address] = "local"
+        self.link = Link(PeerId(b"l" * 16), 7, "here", 1, world.plan.fingerprint, world.limits, Random(1), {GO: 1})
+        self.worker = world.worker(credit=100)
+        self.session = SessionId(0)
+        self.turn(events.Started())
+        self.turn(events.Tick())
+
+    def turn(self, *happened: LinkEvent) -> None:
+        said = [effect for effect in self.link.handle(*happened, now=self.now) if isinstance(effect, Transmit)]
+        for effect in said:
+            self.tell(self._event(effect.session, effect.message))
+
+    def tell(self, event: DispatcherEvent) -> None:
+        for effect in self.world.dispatcher.handle(event, now=self.now):
+            if not isinstance(effect, Send):
+                continue
+            if effect.address == self.address:
+                self.turn(events.Heard(effect.session, effect.message))
+            elif isinstance(effect.message, Tasks):
+                self.tell(self.worker.finishes(effect.message.lease, payload=b"x" * 1000))
+
+    def _event(self, session: SessionId, message: Message) -> DispatcherEvent:
+        match message:
+            case Hello():
+                return events.PeerGreeted(self.address, message)
+            case Submit():
+                return events.TasksSubmitted(self.address, session, message)
+            case _:
+                assert isinstance(message, Heartbeat)
+                return events.PeerBeat(self.address, session, message)
+
+    def kept(self) -> KeptReplies:
+        found = self.world.mesh.directory.at(self.address)
+        assert isinstance(found, GatewayRecord)
+        return found.kept
+
+
+def test_a_busy_gateway_in_the_brokers_process_has_few_answers_kept_and_an_idle_one_none():
+    local = Local(World(stage(max_batch_size=1)))
+    most = 0
+    for _ in range(10_000):  # a second's worth
+        local.now += 0.0001
+        request = local.link.request(GO, b"x", None, local.now + 3.0, None)
+        local.turn(events.RequestsAccepted([request]))
+        most = max(most, len(local.kept()))
+    assert local.link.pending == 0 and most <= 2
+    assert len(local.kept()) == 1
+    local.now += local.world.limits.heartbeat_seconds
+    local.turn(events.Tick())
+    assert (len(local.kept()), local.kept().bytes) == (0, 0)

@@ -84,6 +84,9 @@ class Scene:
         statuses = dict.fromkeys(numbers(bad or ""), Status[status]) if status else {}
         return self.worker(name).finishes(int(lease), *numbers(rows or ""), statuses=statuses)
 
+    def finishes_of_old(self, name: str, ids: str) -> DispatcherEvent:
+        return self.worker(name).finishes_of_old(*numbers(ids))
+
     def reports(self, name: str, worker: str, cause: str, lease: str | None) -> DispatcherEvent:
         code = -Signals[cause] if cause.startswith("SIG") else int(cause.removeprefix("exit code "))
         agent = self.people[name]
@@ -140,6 +143,7 @@ WHEN: dict[str, Callable[..., DispatcherEvent]] = {
     r"(\w+) grants credit (\d+)": Scene.grants,
     r"(\w+) drains": Scene.drains,
     rf"(\w+) finishes lease (\d+)(?:, rows? {IDS})?(?:, with (\w+) for rows? {IDS})?": Scene.finishes,
+    rf"(\w+) finishes what the former broker gave it: {IDS}": Scene.finishes_of_old,
     rf"(\w+) reports that (\w+) died of {CAUSE}(?:, running lease (\d+))?": Scene.reports,
     r"(\w+) cannot be reached": Scene.is_unreachable,
     r"lease (\d+) cannot be sent to (\w+)": Scene.cannot_be_sent,

@@ -516,6 +516,20 @@ class DispatcherMachine(RuleBasedStateMachine):
         if event is not None:
             self.in_flight.setdefault(hands.address, []).append(event)
 
+    @rule(number=small, faults=small, more=st.integers(0, 20))
+    def results_of_another_epoch_arrive(self, number: int, faults: int, more: int) -> None:
+        """Of tasks that are anywhere, or nowhere."""
+        hands = self._worker(number, is_linked=True)
+        if hands is None:
+            return
+        ids = [*list(self.wanted)[more % 3 :: 3], TaskId(10**6)]
+        statuses = [int(FAULTS[(faults + row) % len(FAULTS)]) for row in range(len(ids))]
+        payloads = [result_of(id, hands.stage) for id in ids]
+        self.ok_sent |= {(id, hands.stage) for id, status in zip(ids, statuses, strict=True) if status == 0}
+        rows = list(range(len(ids)))
+        results = Results(self.epoch + 1, LeaseId(1), rows, statuses, [0] * len(ids), payloads, 3, ids)
+        self.say(hands, hands.says(results), after=0.001)
+
     @precondition(lambda self: self.in_flight)
     @rule(number=small)
     def results_arrive(self, number: int) -> None:

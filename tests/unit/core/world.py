@@ -301,6 +301,15 @@ class WorkerPeer(Peer):
         )
         return events.BatchFinished(self.address, session or self.session, results)
 
+    def finishes_of_old(self, *ids: int, status: Status = Status.OK, payload: bytes = b"") -> events.BatchFinished:
+        """RESULTS of a lease that another epoch gave, with the ids of its tasks."""
+        count = len(ids)
+        results = Results(
+            1, LeaseId(1), list(range(count)), [int(status)] * count, [0] * count, [payload] * count, 5,
+            [TaskId(id) for id in ids],
+        )  # fmt: skip
+        return events.BatchFinished(self.address, self.session, results)
+
     def cannot_be_sent(self, lease: int) -> events.SendFailed:
         """What the broker is told when TASKS of this lease never left."""
         columns = Columns([], [], [], [], [], [])

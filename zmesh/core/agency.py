@@ -15,7 +15,9 @@ from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState
 from zmesh.core.effects import Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
+from zmesh.core.parts import tail
 from zmesh.messages import (
+    LONG_TEXT_BYTES_MAX,
     PROTOCOL_VERSION,
     Ack,
     Exited,
@@ -119,6 +121,7 @@ class AgentLink:
                 pass  # a sign of life
 
     def _note(self, exited: Exited) -> None:
+        exited = replace(exited, reason=tail(exited.reason, LONG_TEXT_BYTES_MAX))
         if len(self._exits) >= EXITS_MAX:
             del self._exits[next(iter(self._exits))]
         self._exits[exited.peer] = self._unsaid[exited.peer] = exited

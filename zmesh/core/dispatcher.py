@@ -150,6 +150,5 @@ class Dispatcher:
             [task.payload for task in batch],
             contexts if any(contexts) else None,
         )
-        acks, worker.acks = worker.acks, []
         mesh.remember("leased to", f"{stage.plan.name}/{worker.worker_id}", columns.ids)
-        mesh.tell(worker, Tasks(lease.id, columns, acks))
+        mesh.tell(worker, Tasks(lease.id, columns, worker.take_acks()))

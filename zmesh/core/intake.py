@@ -7,6 +7,7 @@ from collections.abc import Container
 from zmesh.core.admission import shed_reason
 from zmesh.core.events import TasksCancelled, TasksSubmitted
 from zmesh.core.mesh import Mesh
+from zmesh.core.parts import lists
 from zmesh.core.peers import Gateway
 from zmesh.core.tasks import Route, Step, Task
 from zmesh.core.workers import Worker
@@ -99,6 +100,7 @@ def cancel(mesh: Mesh, tasks: list[Task], reason: str) -> None:
         mesh.close(task, Step.CANCEL)
         stage.queue.sweep()
     for worker, ids in holders.values():
-        mesh.tell(worker, Cancel(ids, reason))
+        for part in lists(ids, mesh.limits.message_rows_max):
+            mesh.tell(worker, Cancel(part, reason))
     if tasks:
         mesh.remember("cancelled:", reason, [task.id for task in tasks])

@@ -54,8 +54,7 @@ def _acknowledge(mesh: Mesh, worker: Worker, lease: LeaseId) -> None:
     """With the next TASKS, or at the latest with the next sweep; one that drains gets no TASKS and waits for this."""
     worker.acks.append(lease)
     if worker.presence is Presence.DRAINING:
-        acks, worker.acks = worker.acks, []
-        mesh.tell(worker, Ack(acks, []))
+        mesh.tell(worker, Ack(worker.take_acks(), []))
 
 
 def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -> None:

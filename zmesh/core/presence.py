@@ -49,6 +49,8 @@ __all__ = [
     "sweep",
 ]
 
+FAILING_CHARS_MAX = 1000  # of the line that every client of a failing stage is answered
+
 
 def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
     peer, former = mesh.directory.greet(event, mesh.now)
@@ -141,7 +143,7 @@ def _fail_stage(mesh: Mesh, stage: StageRecord, reason: str) -> None:
     if stage.crew.ready():
         return
     lines = reason.strip().splitlines() or ["for an unknown reason"]
-    stage.failing = f"stage {stage.plan.name} does not start: {lines[-1]}"
+    stage.failing = f"stage {stage.plan.name} does not start: {lines[-1][:FAILING_CHARS_MAX]}"
     mesh.report("error", stage.failing)
     mesh.awaken(stage)
 
@@ -294,6 +296,5 @@ def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
         for lease in worker.leases.values():  # what waits behind it is stuck as well
             endings.hedge_lease(mesh, stage, lease)
         mesh.awaken(stage)
-    if worker.acks:
-        acks, worker.acks = worker.acks, []
-        mesh.tell(worker, Ack(acks, []))
+    while worker.acks:
+        mesh.tell(worker, Ack(worker.take_acks(), []))

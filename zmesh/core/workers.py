@@ -18,7 +18,7 @@ from enum import IntEnum
 from zmesh.core.events import Address
 from zmesh.core.peers import Peer
 from zmesh.core.tasks import Task
-from zmesh.messages import Exited, Hello, LeaseId, SessionId
+from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId
 
 __all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
 
@@ -130,6 +130,11 @@ class Worker(Peer):
     @property
     def credit(self) -> int:
         return self.total - self.used
+
+    def take_acks(self) -> list[LeaseId]:
+        """What to acknowledge now, as many as one message may carry."""
+        acks, self.acks = self.acks[:LIST_ITEMS_MAX], self.acks[LIST_ITEMS_MAX:]
+        return acks
 
     def oldest(self) -> Lease | None:
         """What it runs now."""

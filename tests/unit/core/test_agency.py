@@ -1,5 +1,7 @@
 """AgentLink: what an agent says to a broker, and when."""
 
+from dataclasses import replace
+
 import pytest
 
 from zmesh.config import Limits
@@ -7,6 +9,7 @@ from zmesh.core.agency import EXITS_MAX, AgentLink, Beat, End, WorkerGone
 from zmesh.core.effects import Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
 from zmesh.messages import (
+    LONG_TEXT_BYTES_MAX,
     Ack,
     Exited,
     Heartbeat,
@@ -144,3 +147,9 @@ def test_an_order_to_kill_is_passed_on_if_it_comes_from_our_broker(link: AgentLi
 def test_a_welcome_that_repeats_the_last_one_changes_nothing(link: AgentLink):
     link.handle(WorkerGone(exited(1)), now=0.1)
     assert link.handle(welcome(), now=0.2) == []
+
+
+def test_of_a_reason_that_is_too_long_the_end_is_said(link: AgentLink):
+    long = replace(exited(1), reason="x" * LONG_TEXT_BYTES_MAX + "ValueError: no weights")
+    (gone,) = said(link.handle(WorkerGone(long), now=0.1))
+    assert len(gone.reason) == LONG_TEXT_BYTES_MAX and gone.reason.endswith("ValueError: no weights")

@@ -182,3 +182,11 @@ def test_a_queue_whose_tasks_were_cancelled_does_not_keep_them():
     world.turn(gateway.submits(*range(200)))
     world.turn(gateway.cancels(*range(199)))
     assert len(world.stage().queue._queue) < 70
+
+
+def test_many_cancelled_at_one_worker_are_split_like_any_message():
+    world = World(stage(max_batch_size=2), message_rows_max=3)
+    gateway = world.gateway()
+    world.worker(credit=2)
+    world.turn(gateway.submits(1, 2, 3, 4))
+    assert world.turn(gateway.cancels(1, 2, 3, 4)) == ["w1 ← CANCEL 1 2 3: client gone", "w1 ← CANCEL 4: client gone"]

@@ -1,7 +1,7 @@
 """What workers say of their batches: rows, leases and lateness."""
 
 from tests.unit.core.world import KILLED, SEGFAULT, WorkerPeer, World, stage
-from zmesh.messages import Kind, Reply, Results, Status
+from zmesh.messages import LIST_ITEMS_MAX, Ack, Kind, Reply, Results, Status, Tasks
 
 # Rows
 
@@ -274,3 +274,19 @@ def test_an_error_of_the_former_epoch_counts_for_nothing():
     world.turn(gateway.submits(1, again=True))
     assert world.turn(worker.finishes_of_old(1, status=Status.INTERNAL)) == []
     assert world.mesh.late == 1 and list(world.mesh.tasks) == [1]
+
+
+# Acknowledgements
+
+
+def test_acknowledgements_are_split_like_any_list():
+    world = World()
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    many = list(range(1000, 1000 + LIST_ITEMS_MAX + 2))
+    world.record(worker).acks = many.copy()
+    world.turn(gateway.submits(1))
+    (tasks,) = world.messages(Tasks)
+    assert tasks.acks == many[:LIST_ITEMS_MAX]
+    world.record(worker).acks = many.copy()
+    world.turn(worker.beats(), gateway.beats(), after=1.0)
+    assert [ack.leases for ack in world.messages(Ack)] == [many[:LIST_ITEMS_MAX], many[LIST_ITEMS_MAX:]]

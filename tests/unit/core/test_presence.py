@@ -290,6 +290,13 @@ def test_a_failing_stage_is_well_again_with_its_first_worker_that_is_ready():
     assert world.turn(gateway.submits(1)) == ["well ← TASKS 1: 1"]
 
 
+def test_a_reason_without_an_end_is_cut_before_it_goes_to_every_client():
+    world = World()
+    agent, worker = world.agent(), world.worker()
+    world.turn(agent.reports(worker, 1, reason="x" * 5000, failing=True))
+    assert world.stage().failing == f"stage embed does not start: {'x' * 1000}"
+
+
 # Lost and leaving
 
 

@@ -83,6 +83,9 @@ class Directory:
     def at(self, address: Address) -> Peer | None:
         return self._by_address.get(address)
 
+    def gateways(self) -> list[Gateway]:
+        return [peer for peer in self.sessions.values() if isinstance(peer, Gateway)]
+
     def worker_of(self, peer: PeerId) -> Worker | None:
         """The open session of that process, if it is a worker's."""
         found = self._by_peer.get(peer)
@@ -169,8 +172,7 @@ class Directory:
         if (hello.role is Role.WORKER) != (address[0] > 0):
             return RefuseCode.ROLE, f"a {hello.role.name.lower()} does not speak on this socket"
         if hello.role is Role.GATEWAY and any(
-            isinstance(peer, Gateway) and peer.peer[:4] == hello.peer[:4] and peer.peer != hello.peer
-            for peer in self.sessions.values()
+            peer.peer[:4] == hello.peer[:4] and peer.peer != hello.peer for peer in self.gateways()
         ):
             return RefuseCode.ERROR, "another gateway has the same task ids; draw another peer id"
         if hello.role is Role.WORKER and self._stages.get(hello.stage) != address[0] - 1:

@@ -35,7 +35,7 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
     failing = next((text for index in route.stages if (text := mesh.stages[index].failing)), None)
     if failing is not None:
         _refuse(mesh, gateway, submit, answered, Status.UNAVAILABLE, failing)
-    elif mesh.draining and not submit.again:
+    elif mesh.drain is not None:
         _refuse(mesh, gateway, submit, answered, Status.AGAIN, AGAIN_AFTER_MS)
     else:
         _admit(mesh, gateway, route, submit, answered)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from zmesh.core.peers import Gateway
 from zmesh.core.tasks import Task, TaskState
 from zmesh.core.workers import Presence, Worker
 
@@ -98,7 +97,7 @@ def _check_leased(mesh: Mesh, task: Task, story: str) -> None:
 
 def _check_answers(mesh: Mesh) -> None:
     """What a gateway did not acknowledge is counted, and above the bound nothing of its own is leased."""
-    for gateway in [peer for peer in mesh.directory.sessions.values() if isinstance(peer, Gateway)]:
+    for gateway in mesh.directory.gateways():
         kept = gateway.kept
         name, numbers = f"gateway {gateway.session:x}", [one.reply.number for one in kept.said]
         assert numbers == sorted(set(numbers)), f"{name}: kept answers out of order"

@@ -16,7 +16,7 @@ from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task, TaskState
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import LeaseId, Message, Payload, SessionId, TaskId
+from zmesh.messages import Drain, LeaseId, Message, Payload, SessionId, TaskId
 
 __all__ = ["Mesh"]
 
@@ -35,7 +35,7 @@ class Mesh:
         self.late_leases: OrderedDict[LeaseId, Lease] = OrderedDict()  # ended, but results may still come
         self.lease_count = 0
         self.late = 0  # results that came too late to matter
-        self.draining = False
+        self.drain: Drain | None = None  # what was asked for, once it was
         self.exiting: deque[tuple[float, Worker]] = deque()  # in the order in which their grace ends
         self.effects: list[DispatcherEffect] = []
         self.directory = Directory(plan, limits, random, self.effects)

@@ -62,6 +62,8 @@ def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
         mesh.stages[peer.stage].crew.join(peer)
     elif isinstance(peer, Gateway) and isinstance(former, Gateway):
         _succeed(mesh, former, peer)
+    if isinstance(peer, Gateway) and mesh.drain is not None:
+        mesh.tell(peer, mesh.drain)
 
 
 def _succeed(mesh: Mesh, former: Gateway, peer: Gateway) -> None:
@@ -227,8 +229,12 @@ def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
 
 
 def on_drain_asked(mesh: Mesh, event: DrainAsked) -> None:
-    if _with_role(mesh, event, Role.AGENT, Role.ADMIN) is not None:
-        mesh.draining = True
+    """Nothing new is admitted; gateways hear that our end will be no accident."""
+    if _with_role(mesh, event, Role.AGENT, Role.ADMIN) is None:
+        return
+    mesh.drain = event.message
+    for gateway in mesh.directory.gateways():
+        mesh.tell(gateway, mesh.drain)
 
 
 def _with_role(mesh: Mesh, event: WorkerExited | StatsAsked | DrainAsked, *roles: Role) -> Peer | None:

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from zmesh.core.peers import Gateway
 from zmesh.core.workers import Presence, Worker
 
 if TYPE_CHECKING:
@@ -28,12 +27,12 @@ def snapshot_json(mesh: Mesh) -> str:
         for route in mesh.routes.values()
     ]
     directory = mesh.directory
-    gateways = [peer for peer in directory.sessions.values() if isinstance(peer, Gateway)]
+    gateways = directory.gateways()
     return json.dumps(
         {
             "broker": directory.broker.hex(),
             "epoch": directory.epoch,
-            "draining": mesh.draining,
+            "draining": mesh.drain is not None,
             "tasks": len(mesh.tasks),
             "task_bytes": mesh.task_bytes,
             "stages": [_stage(stage) for stage in stages],

@@ -25,7 +25,6 @@ from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import Send
 from zmesh.core.events import Address, DispatcherEvent
 from zmesh.core.mesh import Mesh
-from zmesh.core.peers import Gateway
 from zmesh.core.queues import StageQueue
 from zmesh.core.replies import KeptReplies
 from zmesh.core.tasks import TaskState
@@ -661,7 +660,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         assert not mesh.tasks and not mesh.task_bytes, "nobody waits, and something is kept"
         assert not mesh.leases and not mesh.exiting, "nobody works, and leases are kept"
         self.turn(*self._beats())
-        kept = [peer.kept for peer in mesh.directory.sessions.values() if isinstance(peer, Gateway)]
+        kept = [gateway.kept for gateway in mesh.directory.gateways()]
         assert not any(len(one) or one.bytes for one in kept) and not mesh.held, "answers are kept that were heard"
 
 

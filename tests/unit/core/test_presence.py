@@ -7,7 +7,7 @@ from zmesh.core import events
 from zmesh.core.effects import Send
 from zmesh.core.tasks import TaskState
 from zmesh.core.workers import Presence
-from zmesh.messages import Heartbeat, Role, Stats, WorkerState
+from zmesh.messages import Drain, Heartbeat, Role, Stats, WorkerState
 
 GRACE = 0.02
 
@@ -350,8 +350,21 @@ def test_a_stranger_may_not_say_goodbye_drain_or_ask():
     stranger = world.stranger()
     refused = ["stranger ← REFUSE UNKNOWN_PEER: say HELLO again"]
     assert world.turn(stranger.leaves()) == refused
-    assert world.turn(stranger.asks_to_drain()) == refused and not world.mesh.draining
+    assert world.turn(stranger.asks_to_drain()) == refused and world.mesh.drain is None
     assert world.turn(stranger.asks_for_stats()) == refused
+
+
+def test_a_broker_that_drains_tells_every_gateway_and_no_worker():
+    world = World()
+    world.gateway("one")
+    agent = world.agent()
+    world.worker(credit=1)
+    two = world.gateway("two")
+    assert world.turn(agent.asks_to_drain()) == ["one ← DRAIN", "two ← DRAIN"]
+    assert world.messages(Drain) == [Drain(0, "enough")] * 2
+    two.reconnects()
+    assert world.turn(two.greets()) == ["two ← WELCOME", "two ← DRAIN"]
+    world.worker("w2")
 
 
 # Sends that failed

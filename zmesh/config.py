@@ -50,6 +50,7 @@ class Limits:
     dead_seconds: float = 5.0  # silence after which a link is dead; never the sign of a worker's death
     hello_grace_seconds: float = 1.0  # a lost connection may come back for this long before its leases end
     exit_grace_seconds: float = 0.020  # results of a process that just exited may still be on their way
+    exit_grace_far_seconds: float = 0.200  # the same for a process on another host
     lease_seconds_min: float = 10.0
     lease_service_factor: float = 5.0  # a lease expires at max(lease_seconds_min, factor x slowest recent service)
 

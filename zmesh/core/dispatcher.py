@@ -48,8 +48,9 @@ TOO_LATE = b"no answer before the deadline"
 class Dispatcher:
     """Changed only by `handle`; touches no I/O. `mesh` is for reading."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float) -> None:
-        self.mesh = Mesh(plan, limits, random, now)
+    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, *, host: str = "") -> None:
+        """`host` is this broker's, as workers name theirs in HELLO; without it all count as near."""
+        self.mesh = Mesh(plan, limits, random, now, host)
         self._sweep_at = now + limits.heartbeat_seconds
 
     def handle(self, *events: DispatcherEvent, now: float) -> list[DispatcherEffect]:
@@ -66,7 +67,9 @@ class Dispatcher:
             else:
                 handler(mesh, event)
         while mesh.exiting and mesh.exiting[0][0] <= now:
-            presence.end_worker(mesh, mesh.exiting.popleft()[1])
+            ends_at, worker = mesh.exiting.popleft()
+            if worker.ends_at == ends_at:  # else it was put off
+                presence.end_worker(mesh, worker)
         if now >= self._sweep_at:
             self._sweep_at = now + mesh.limits.heartbeat_seconds
             presence.sweep(mesh)

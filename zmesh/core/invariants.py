@@ -23,6 +23,7 @@ def check(dispatcher: Dispatcher) -> None:
         _check_queue(mesh, stage)
         for worker in stage.crew.workers.values():
             _check_worker(mesh, stage, worker)
+    assert [at for at, _ in mesh.exiting] == sorted(at for at, _ in mesh.exiting), "ends out of order"
     _check_leases(mesh)
     _check_tasks(mesh)
     _check_answers(mesh)
@@ -47,6 +48,8 @@ def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:
     assert worker.session in mesh.directory.sessions, f"{name}: at work without a session"
     assert worker.presence is not Presence.GONE, f"{name}: gone and still at work"
     assert worker.credit >= 0, f"{name}: above its credit"
+    ends = worker.presence in (Presence.LOST, Presence.EXITING)
+    assert ends == ((worker.ends_at, worker) in mesh.exiting), f"{name}: its end is settled or not"
     usable = worker.presence is Presence.READY and worker.credit > 0
     assert (worker.session in crew.idle) == (usable and not worker.leases), f"{name}: idle or not"
     assert (worker.session in crew.busy) == bool(worker.leases), f"{name}: busy or not"

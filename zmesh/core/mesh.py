@@ -6,7 +6,9 @@ is the door through which events come. Nobody else touches it.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import OrderedDict, deque
+from operator import itemgetter
 from random import Random
 
 from zmesh.config import Limits, Plan
@@ -24,8 +26,8 @@ __all__ = ["Mesh"]
 class Mesh:
     """Mutable, owned by one dispatcher. `now` is the time of the turn in progress."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float) -> None:
-        self.plan, self.limits, self.now = plan, limits, now
+    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "") -> None:
+        self.plan, self.limits, self.now, self.host = plan, limits, now, host
         self.stages = [StageRecord(stage, index) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
@@ -43,6 +45,11 @@ class Mesh:
         self.owed: dict[SessionId, Gateway] = {}  # gateways to reply to in this turn
         self.held: dict[SessionId, Gateway] = {}  # gateways whose tasks are not leased, see `hold`
         self._story: deque[tuple[float, str, object, list[TaskId]]] = deque(maxlen=limits.story_steps_max)
+
+    def end_in(self, seconds: float, worker: Worker) -> None:
+        """Nothing will be expected of this worker any more after so long; what was said before does not hold."""
+        worker.ends_at = self.now + seconds
+        insort(self.exiting, (worker.ends_at, worker), key=itemgetter(0))
 
     def tell(self, peer: Peer, message: Message) -> None:
         peer.told = self.now

@@ -134,7 +134,8 @@ def on_worker_exited(mesh: Mesh, event: WorkerExited) -> None:
         stage.counts.exits += 1
         worker.take(PresenceStep.EXIT)
         stage.crew.sort(worker)
-        mesh.exiting.append((mesh.now + mesh.limits.exit_grace_seconds, worker))
+        limits, is_near = mesh.limits, not mesh.host or worker.host == mesh.host
+        mesh.end_in(limits.exit_grace_seconds if is_near else limits.exit_grace_far_seconds, worker)
     for stage in mesh.stages:
         if stage.plan.name == exited.stage and exited.failing:
             _fail_stage(mesh, stage, exited.reason)
@@ -191,14 +192,16 @@ def on_peer_left(mesh: Mesh, event: PeerLeft) -> None:
 
 
 def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
+    """Its process may come back, over another connection: a worker within its grace, others within `dead_seconds`."""
     peer = mesh.directory.at(event.address)
-    if peer is None:
+    if peer is None or peer.lost_at is not None:
         return
-    if peer.lost_at is None:
-        peer.lost_at = mesh.now
+    peer.lost_at = mesh.now
     if isinstance(peer, Worker):
         peer.take(PresenceStep.LOSE)
         mesh.stages[peer.stage].crew.sort(peer)
+        if peer.presence is Presence.LOST:
+            mesh.end_in(mesh.limits.hello_grace_seconds, peer)
 
 
 def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
@@ -259,10 +262,19 @@ def on_peer_ignored(mesh: Mesh, event: DispatcherEvent) -> None:
 
 
 def on_stalled(mesh: Mesh, event: Stalled) -> None:
-    """We did not run: silence and the age of leases in that time prove nothing. Request deadlines do not move."""
-    mesh.directory.forgive(event.gap_seconds)
+    """We did not run: silence and the age of leases in that time prove nothing, and last words may lie unread.
+
+    Deadlines of requests do not move, and so nothing moves for answers that are kept.
+    """
+    gap = event.gap_seconds
+    mesh.directory.forgive(gap)
     for lease in mesh.leases.values():
-        lease.started += event.gap_seconds
+        lease.started += gap
+    waited_for = [(ends_at, worker) for ends_at, worker in mesh.exiting if worker.ends_at == ends_at]
+    mesh.exiting.clear()
+    for ends_at, worker in waited_for:
+        worker.ends_at = ends_at + gap
+        mesh.exiting.append((worker.ends_at, worker))
 
 
 def sweep(mesh: Mesh) -> None:
@@ -272,7 +284,7 @@ def sweep(mesh: Mesh) -> None:
         if isinstance(peer, Worker):
             _sweep_worker(mesh, peer)
         else:
-            since = peer.heard if peer.lost_at is None else min(peer.heard, peer.lost_at)
+            since = peer.heard if peer.lost_at is None else peer.lost_at
             if now - since >= limits.dead_seconds:
                 _end_peer(mesh, peer)
             elif isinstance(peer, Gateway):
@@ -290,10 +302,9 @@ def _sweep_gateway(mesh: Mesh, gateway: Gateway) -> None:
 
 def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
     now, limits, stage = mesh.now, mesh.limits, mesh.stages[worker.stage]
-    if worker.presence is Presence.EXITING:
-        return
-    lost = worker.lost_at is not None and now - worker.lost_at >= limits.hello_grace_seconds
-    if lost or (not worker.leases and now - worker.heard >= limits.dead_seconds):
+    if worker.ends_at is not None:
+        return  # its end is settled, see `Mesh.end_in`
+    if not worker.leases and now - worker.heard >= limits.dead_seconds:
         end_worker(mesh, worker)
         return
     oldest = worker.oldest()

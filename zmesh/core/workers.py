@@ -97,6 +97,7 @@ class Worker(Peer):
     __slots__ = (
         "acks",
         "batches",
+        "ends_at",
         "exit",
         "idle_since",
         "leases",
@@ -119,6 +120,7 @@ class Worker(Peer):
         self.idle_since = now
         self.acks: list[LeaseId] = []
         self.exit: Exited | None = None
+        self.ends_at: float | None = None  # when it is lost or exited: how long we wait for its last words
         self.batches = 0
         self.tasks = 0
 

@@ -166,6 +166,15 @@ def count_all_bytes(world: Busy) -> None:
     world.mesh.task_bytes -= 1
 
 
+def settle_an_end(world: Busy) -> None:
+    world.mesh.end_in(1.0, world.w1)
+
+
+def mix_ends(world: Busy) -> None:
+    for number in (2.0, 1.0):
+        world.mesh.exiting.append((number, world.w1))
+
+
 def count_held(world: Busy) -> None:
     world.stage("embed").queue.held += 1
 
@@ -245,6 +254,8 @@ def hold_for_nothing(world: Busy) -> None:
         (count_leased, "embed: leased tasks"),
         (hide, "each task waits or is leased"),
         (count_all_bytes, "bytes of all tasks"),
+        (settle_an_end, "embed/0: its end is settled or not"),
+        (mix_ends, "ends out of order"),
         (count_held, "embed: held$"),
         (count_held_bytes, "embed: held bytes"),
         (mix_answers, "kept answers out of order"),

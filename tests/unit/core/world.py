@@ -67,14 +67,20 @@ def stage(name: str = "embed", **settings: object) -> StagePlan:
 class World:
     """`routes` maps paths to names of stages; without it /go leads through all stages in order."""
 
-    def __init__(self, *stages: StagePlan, routes: Mapping[str, Sequence[str]] | None = None, **limits: object) -> None:
+    def __init__(
+        self,
+        *stages: StagePlan,
+        routes: Mapping[str, Sequence[str]] | None = None,
+        host: str = "",
+        **limits: object,
+    ) -> None:
         stages = stages or (stage(),)
         routes = routes or {GO: [one.name for one in stages]}
         planned = tuple(RoutePlan(path=path, stages=tuple(names)) for path, names in routes.items())
         self.plan = Plan(stages=stages, routes=planned)
         self.limits = Limits(**limits)
         self.now = 100.0
-        self.dispatcher = Dispatcher(self.plan, self.limits, Random(7), self.now)
+        self.dispatcher = Dispatcher(self.plan, self.limits, Random(7), self.now, host=host)
         self.mesh = self.dispatcher.mesh
         self.peers: list[Peer] = []  # who has been in a session
         self.everybody: list[Peer] = []

@@ -108,11 +108,13 @@ class Plan:
 
         Not num, env, host, batching or timeouts: those can be rolled over a running mesh.
         """
-        shape = [
-            [[stage.name, stage.ipc_codec] for stage in self.stages],
-            [[route.path, list(route.stages)] for route in self.routes],
-        ]
-        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.shape.encode()).hexdigest()[:16]
+
+    @property
+    def shape(self) -> str:
+        """What the fingerprint is made of, as JSON text: `[[stage, codec], …], [[path, [stage, …]], …]` in a list."""
+        stages = [[stage.name, stage.ipc_codec] for stage in self.stages]
+        return json.dumps([stages, [[route.path, list(route.stages)] for route in self.routes]])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

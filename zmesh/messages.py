@@ -195,6 +195,7 @@ class Hello:
     waiting: list[LeaseId] = field(default_factory=list)
     answered: list[LeaseId] = field(default_factory=list)
     epoch: int = 0  # the epoch those leases belong to
+    shape: str = ""  # what the fingerprint was made of, so that a refusal can name the difference
 
 
 @dataclass(frozen=True, slots=True)

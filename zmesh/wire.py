@@ -359,7 +359,7 @@ _beats, _peers, _texts = _list_of(_BEAT.read), _list_of(_peer), _list_of(_text)
 _TABLE = [
     _form(1, messages.Hello, versions=_leases, role=_one_of(messages.Role), peer=_peer, connection=_u63, host=_text,
           pid=_u63, fingerprint=_text, stage=_text, worker_id=_u63, max_batch_size=_u63, concurrency=_u63,
-          running=_leases, waiting=_leases, answered=_leases, epoch=_u64),
+          running=_leases, waiting=_leases, answered=_leases, epoch=_u64, shape=_text),
     _form(2, messages.Welcome, version=_u63, broker=_peer, epoch=_u64, session=_u64, heartbeat_ms=_u63, dead_ms=_u63,
           frame_bytes_max=_u63, message_rows_max=_u63, message_inline_bytes_max=_u63, stages=_texts,
           once_routes=_texts),

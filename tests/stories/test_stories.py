@@ -16,8 +16,9 @@ from signal import Signals
 import pytest
 
 from tests.unit.core.world import Agent, Gateway, Peer, WorkerPeer, World, stage
+from zmesh.config import Plan, RoutePlan
 from zmesh.core.events import DispatcherEvent, Tick
-from zmesh.messages import Status, WorkerState
+from zmesh.messages import Role, Status, WorkerState
 
 FOLDER = Path(__file__).parent
 STORIES = sorted(FOLDER.glob("*.txt"))
@@ -108,6 +109,15 @@ class Scene:
             epoch=self.world.mesh.directory.epoch,
         )
 
+    def is_of_another_app(self, role: str, of: str | None, stages: str, path: str, way: str) -> DispatcherEvent:
+        plan = Plan(
+            stages=tuple(stage(name) for name in stages.split(", ")),
+            routes=(RoutePlan(path=path, stages=tuple(way.split(" then "))),),
+        )
+        socket = 1 + [one["name"] for one in self.stages].index(of) if of else 0
+        stranger = self.world.stranger(f"the {role}", Role[role.upper()], socket)
+        return stranger.greets(stage=of or "", fingerprint=plan.fingerprint, shape=plan.shape)
+
     def leaves(self, name: str) -> DispatcherEvent:
         return self.people[name].leaves()
 
@@ -149,6 +159,9 @@ WHEN: dict[str, Callable[..., DispatcherEvent]] = {
     r"lease (\d+) cannot be sent to (\w+)": Scene.cannot_be_sent,
     rf"(\w+) says hello again(?:, running {IDS})?(?:, holding {IDS})?(?:, having answered {IDS})?": Scene.returns,
     r"(\w+) leaves": Scene.leaves,
+    r"an? (\w+)(?: of (\w+))? says hello, whose app has the stages ([\w, ]+?) and the route (/\S+) through (.+)": (
+        Scene.is_of_another_app
+    ),
 }
 
 

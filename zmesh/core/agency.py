@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState
+from zmesh.core.difference import shape_for_hello
 from zmesh.core.effects import Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
 from zmesh.core.parts import tail
@@ -66,8 +67,10 @@ AgentEffect: TypeAlias = Transmit | Reconnect | Report | Beat | End
 class AgentLink:
     """A pure state machine like `Link` and `Session`; `handle` is its one door."""
 
-    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits) -> None:
-        self._hello = Hello([PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint)
+    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits, *, shape: str = "") -> None:
+        self._hello = Hello(
+            [PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint, shape=shape_for_hello(shape)
+        )
         self._contact = Contact(limits)
         self._exits: dict[PeerId, Exited] = {}  # not yet acknowledged, in the order they happened
         self._effects: list[AgentEffect] = []

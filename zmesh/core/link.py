@@ -29,6 +29,7 @@ from random import Random
 from zmesh import messages
 from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState
+from zmesh.core.difference import shape_for_hello
 from zmesh.core.effects import Answer, LinkEffect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started
 from zmesh.core.parts import lists
@@ -82,10 +83,12 @@ class Link:
         limits: Limits,
         random: Random,
         routes: Mapping[str, int],
+        *,
+        shape: str = "",
     ) -> None:
         assert 0 <= prefix <= COUNTER_MASK, "the prefix is the high 32 bits of a task id"
         versions, role = [messages.PROTOCOL_VERSION], messages.Role.GATEWAY
-        self._hello = messages.Hello(versions, role, peer, 0, host, pid, fingerprint)
+        self._hello = messages.Hello(versions, role, peer, 0, host, pid, fingerprint, shape=shape_for_hello(shape))
         self._contact = Contact(limits)
         self._random = random
         self._prefix, self._allotted = prefix << 32, 0

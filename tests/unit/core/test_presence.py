@@ -491,6 +491,14 @@ def test_last_words_from_another_host_have_more_time(broker: str, worker: str, g
     assert world.turn(after=0.001) == ["forget w1"]
 
 
+def test_a_process_that_ended_and_then_cannot_be_reached_keeps_its_grace():
+    world = World()
+    agent, worker = world.agent(), world.worker()
+    world.turn(agent.reports(worker, KILLED))
+    world.turn(worker.is_unreachable(), after=0.01)
+    assert world.turn(after=0.01) == ["forget w1"]
+
+
 def test_near_and_far_exits_end_in_the_order_of_their_graces():
     world = World(host="here")
     agent, near = world.agent(), world.worker("near")

@@ -239,6 +239,7 @@ class Peer:
             "host": "here",
             "pid": 17,
             "fingerprint": self.world.plan.fingerprint,
+            "shape": self.world.plan.shape,
             "stage": self.world.plan.stages[self.socket - 1].name if self.role is Role.WORKER else "",
             **changes,
         }

@@ -35,7 +35,7 @@ def difference(head: str, yours: str, role: Role) -> str:
     here, there = _read(head), _read(yours)
     found = _differences(here, there) if here is not None and there is not None else []
     if len(found) > DIFFERENCES_MAX:
-        found[DIFFERENCES_MAX:] = [f"and {len(found) - DIFFERENCES_MAX} more differences"]
+        found[DIFFERENCES_MAX:] = [f"and {len(found) - DIFFERENCES_MAX} more"]
     what = "; ".join(found) or "its stages, routes or codecs differ from yours"
     return (
         f"the head serves another app: {what}; start {WHAT_TO_START.get(role, 'this program')} with the same app file"

@@ -28,9 +28,9 @@ from random import Random
 
 from zmesh import messages
 from zmesh.config import Limits
-from zmesh.core.contact import Contact, ContactState
+from zmesh.core.contact import Contact, ContactState, Step
 from zmesh.core.difference import shape_for_hello
-from zmesh.core.effects import Answer, LinkEffect, Report, Transmit
+from zmesh.core.effects import Answer, Leave, LinkEffect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started
 from zmesh.core.parts import lists
 from zmesh.core.replies import reply_bytes
@@ -276,9 +276,12 @@ class Link:
     def _take_no(self, refuse: messages.Refuse) -> None:
         if refuse.code == RefuseCode.UNKNOWN_PEER:
             self._effects += self._contact.lose(0.0)
-        else:
+        elif (again_after := self._contact.refused(refuse)) is not None:
             self._report("error", f"the broker refuses this gateway: {refuse.text}")
-            self._effects += self._contact.lose(refuse.retry_after_ms / 1000 or self._contact.heartbeat_seconds)
+            self._effects += self._contact.lose(again_after)
+        elif self._contact.state is not ContactState.LEFT:
+            self._contact.step(Step.LEFT)
+            self._effects.append(Leave(refuse.text, 1))
 
     def _lose(self) -> None:
         """Soon after a session; after a HELLO without an answer there is nobody to hurry for."""

@@ -74,8 +74,7 @@ def differences(head: str, yours: str) -> str:
         (
             shape("A", **{f"r{number}": ["A"] for number in range(6)}),
             shape("A", r0=["A"]),
-            "you do not have its route /r1; you do not have its route /r2; you do not have its route /r3; "
-            "and 2 more differences",
+            "you do not have its route /r1; you do not have its route /r2; you do not have its route /r3; and 2 more",
         ),
         (
             shape("A", "B", *MANY, go=["A", *MANY]),

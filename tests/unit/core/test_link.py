@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from zmesh.config import Limits
-from zmesh.core.effects import Answer, LinkEffect, Reconnect, Report, Transmit
+from zmesh.core.effects import Answer, Leave, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, RequestsAbandoned, RequestsAccepted, Started, Tick
 from zmesh.core.link import Link, Request
 from zmesh.core.replies import ROW_BYTES
@@ -162,11 +162,42 @@ def test_an_unknown_peer_connects_again_at_once_and_says_so_only_once():
 def test_a_refusal_is_reported_and_tried_again_when_the_broker_says(retry_after_ms, seconds):
     link = fresh_link()
     link.handle(Started(), now=0.0)
-    refuse = Refuse(RefuseCode.FINGERPRINT, "another app", retry_after_ms)
+    refuse = Refuse(RefuseCode.ERROR, "too many", retry_after_ms)
     assert link.handle(Heard(SessionId(0), refuse), now=0.1) == [
-        Report("error", "the broker refuses this gateway: another app"),
+        Report("error", "the broker refuses this gateway: too many"),
         Reconnect(seconds),
     ]
+
+
+FOR_GOOD = [RefuseCode.VERSION, RefuseCode.ROLE, RefuseCode.FINGERPRINT, RefuseCode.KEY]
+
+
+@pytest.mark.parametrize("code", FOR_GOOD)
+def test_a_gateway_that_no_broker_ever_welcomed_ends_when_it_is_refused_for_good(code: RefuseCode):
+    link = fresh_link()
+    link.handle(Started(), now=0.0)
+    request = ask(link)
+    link.handle(RequestsAccepted([request]), now=0.1)
+    no = Heard(SessionId(0), Refuse(code, "start it with the same app file"))
+    assert link.handle(no, no, now=0.2) == [Leave("start it with the same app file", 1)]
+    assert link.handle(Started(), LinkLost(), Heard(SESSION, WELCOME), now=0.3) == []
+    assert link.next_wakeup() == 3.0, "what was accepted still has its outcome"
+    assert answers(link.handle(Tick(), now=3.0)) == [(request, Status.TIMEOUT, b"no answer before the deadline")]
+    assert link.next_wakeup() is None and link.handle(Tick(), now=99.0) == []
+
+
+@pytest.mark.parametrize("code", FOR_GOOD)
+def test_a_gateway_that_was_welcome_before_tries_again_ever_more_rarely(code: RefuseCode):
+    link = joined_link()
+    no, waits = Heard(SessionId(0), Refuse(code, "another app")), []
+    for now in range(100, 107):
+        link.handle(Started(), now=now)
+        report, reconnect = link.handle(no, now=now)
+        assert report == Report("error", "the broker refuses this gateway: another app")
+        waits.append(reconnect.after_seconds)
+    assert waits == [1, 2, 4, 8, 16, 16, 16]
+    rejoin(link, WELCOME, 200.0)
+    assert link.handle(no, now=200.1)[1] == Reconnect(1.0), "it was welcome again"
 
 
 def test_a_lost_link_is_made_anew_soon_and_without_a_session_later():

@@ -49,6 +49,7 @@ class Limits:
     heartbeat_seconds: float = 1.0
     dead_seconds: float = 5.0  # silence after which a link is dead; never the sign of a worker's death
     hello_grace_seconds: float = 1.0  # a lost connection may come back for this long before its leases end
+    probe_seconds: float = 0.1  # at most so often are the peers of a socket asked which of them lost its connection
     exit_grace_seconds: float = 0.020  # results of a process that just exited may still be on their way
     exit_grace_far_seconds: float = 0.200  # the same for a process on another host
     lease_seconds_min: float = 10.0

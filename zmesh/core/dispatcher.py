@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from zmesh.config import Limits, Plan
-from zmesh.core import events, intake, outcomes, presence
+from zmesh.core import events, intake, outcomes, presence, silence
 from zmesh.core.effects import DispatcherEffect
 from zmesh.core.events import DispatcherEvent
 from zmesh.core.mesh import Mesh
@@ -40,7 +40,8 @@ HANDLERS: Mapping[type, Callable[..., None]] = {
     events.StatsAsked: presence.on_stats_asked,
     events.DrainAsked: presence.on_drain_asked,
     events.MessageBroken: presence.on_message_broken,
-    events.Stalled: presence.on_stalled,
+    events.ConnectionLost: silence.on_connection_lost,
+    events.Stalled: silence.on_stalled,
 }
 TOO_LATE = b"no answer before the deadline"
 
@@ -72,7 +73,9 @@ class Dispatcher:
                 presence.end_worker(mesh, worker)
         if now >= self._sweep_at:
             self._sweep_at = now + mesh.limits.heartbeat_seconds
-            presence.sweep(mesh)
+            silence.sweep(mesh)
+        if mesh.probes:
+            silence.probe(mesh)
         for stage in mesh.stages:
             if stage.wake is not None and stage.wake <= now:
                 mesh.awaken(stage)
@@ -97,7 +100,7 @@ class Dispatcher:
                 wakeup = stage.wake
         if self.mesh.exiting and self.mesh.exiting[0][0] < wakeup:
             wakeup = self.mesh.exiting[0][0]
-        return wakeup
+        return min(wakeup, *self.mesh.probes.values()) if self.mesh.probes else wakeup
 
     def story(self, task: TaskId) -> list[str]:
         """The last steps of a task that are still remembered, oldest first."""

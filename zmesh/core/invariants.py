@@ -23,6 +23,7 @@ def check(dispatcher: Dispatcher) -> None:
         _check_queue(mesh, stage)
         for worker in stage.crew.workers.values():
             _check_worker(mesh, stage, worker)
+    assert all(due <= mesh.now + mesh.limits.probe_seconds for due in mesh.probes.values()), "a probe is put off"
     assert [at for at, _ in mesh.exiting] == sorted(at for at, _ in mesh.exiting), "ends out of order"
     _check_leases(mesh)
     _check_tasks(mesh)

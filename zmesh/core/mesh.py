@@ -39,6 +39,8 @@ class Mesh:
         self.late = 0  # results that came too late to matter
         self.drain: Drain | None = None  # what was asked for, once it was
         self.exiting: deque[tuple[float, Worker]] = deque()  # in the order in which their grace ends
+        self.probes: dict[int, float] = {}  # sockets that lost somebody: when to ask their peers who it was
+        self.probed: dict[int, float] = {}  # when that was done last
         self.effects: list[DispatcherEffect] = []
         self.directory = Directory(plan, limits, random, self.effects)
         self.awake: dict[int, StageRecord] = {}  # stages to hand out from in this turn

@@ -18,7 +18,6 @@ from zmesh.core.events import (
     PeerLeft,
     PeerUnreachable,
     SendFailed,
-    Stalled,
     StatsAsked,
     WorkerExited,
 )
@@ -29,9 +28,10 @@ from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step
 from zmesh.core.workers import Presence, PresenceStep, Worker
-from zmesh.messages import Ack, Heartbeat, Hello, Reply, Role, Stats, Status, Tasks, WorkerState
+from zmesh.messages import Ack, Hello, Reply, Role, Stats, Status, Tasks, WorkerState
 
 __all__ = [
+    "end_peer",
     "end_worker",
     "give_up",
     "on_credit_granted",
@@ -43,10 +43,9 @@ __all__ = [
     "on_peer_left",
     "on_peer_unreachable",
     "on_send_failed",
-    "on_stalled",
     "on_stats_asked",
     "on_worker_exited",
-    "sweep",
+    "say_again",
 ]
 
 FAILING_CHARS_MAX = 1000  # of the line that every client of a failing stage is answered
@@ -75,10 +74,10 @@ def _succeed(mesh: Mesh, former: Gateway, peer: Gateway) -> None:
     peer.succeed(former, mesh.limits)
     if mesh.held.pop(former.session, None) is not None:
         mesh.held[peer.session] = peer
-    _say_again(mesh, peer)
+    say_again(mesh, peer)
 
 
-def _say_again(mesh: Mesh, gateway: Gateway) -> None:
+def say_again(mesh: Mesh, gateway: Gateway) -> None:
     for reply in gateway.say_again():
         mesh.tell(gateway, reply)
 
@@ -175,7 +174,7 @@ def end_worker(mesh: Mesh, worker: Worker) -> None:
     mesh.awaken(stage)
 
 
-def _end_peer(mesh: Mesh, peer: Peer) -> None:
+def end_peer(mesh: Mesh, peer: Peer) -> None:
     """A gateway or an agent is gone for good; nobody waits for that gateway's tasks any more."""
     mesh.directory.close(peer)
     mesh.effects.append(Forget(peer.address))
@@ -188,7 +187,7 @@ def on_peer_left(mesh: Mesh, event: PeerLeft) -> None:
     if isinstance(peer, Worker):
         end_worker(mesh, peer)
     elif peer is not None:
-        _end_peer(mesh, peer)
+        end_peer(mesh, peer)
 
 
 def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
@@ -259,59 +258,3 @@ def on_peer_ignored(mesh: Mesh, event: DispatcherEvent) -> None:
     if isinstance(worker, Worker):
         worker.take(PresenceStep.LOSE)
         end_worker(mesh, worker)
-
-
-def on_stalled(mesh: Mesh, event: Stalled) -> None:
-    """We did not run: silence and the age of leases in that time prove nothing, and last words may lie unread.
-
-    Deadlines of requests do not move, and so nothing moves for answers that are kept.
-    """
-    gap = event.gap_seconds
-    mesh.directory.forgive(gap)
-    for lease in mesh.leases.values():
-        lease.started += gap
-    waited_for = [(ends_at, worker) for ends_at, worker in mesh.exiting if worker.ends_at == ends_at]
-    mesh.exiting.clear()
-    for ends_at, worker in waited_for:
-        worker.ends_at = ends_at + gap
-        mesh.exiting.append((worker.ends_at, worker))
-
-
-def sweep(mesh: Mesh) -> None:
-    """Once per heartbeat: what silence and time have done."""
-    now, limits = mesh.now, mesh.limits
-    for peer in list(mesh.directory.sessions.values()):
-        if isinstance(peer, Worker):
-            _sweep_worker(mesh, peer)
-        else:
-            since = peer.heard if peer.lost_at is None else peer.lost_at
-            if now - since >= limits.dead_seconds:
-                _end_peer(mesh, peer)
-            elif isinstance(peer, Gateway):
-                _sweep_gateway(mesh, peer)
-        if peer.session in mesh.directory.sessions and now - peer.told >= limits.heartbeat_seconds:
-            mesh.tell(peer, Heartbeat(mesh.directory.epoch, 0, []))
-
-
-def _sweep_gateway(mesh: Mesh, gateway: Gateway) -> None:
-    gateway.kept.expire(mesh.now)
-    mesh.relax(gateway)
-    if gateway.lost_at is None:
-        _say_again(mesh, gateway)
-
-
-def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
-    now, limits, stage = mesh.now, mesh.limits, mesh.stages[worker.stage]
-    if worker.ends_at is not None:
-        return  # its end is settled, see `Mesh.end_in`
-    if not worker.leases and now - worker.heard >= limits.dead_seconds:
-        end_worker(mesh, worker)
-        return
-    oldest = worker.oldest()
-    longest = stage.lease_seconds(limits.lease_seconds_min, limits.lease_service_factor)
-    if oldest is not None and stage.plan.retry and now - oldest.started >= longest:
-        for lease in worker.leases.values():  # what waits behind it is stuck as well
-            endings.hedge_lease(mesh, stage, lease)
-        mesh.awaken(stage)
-    while worker.acks:
-        mesh.tell(worker, Ack(worker.take_acks(), []))

@@ -596,6 +596,11 @@ class DispatcherMachine(RuleBasedStateMachine):
         if what == "be unreachable":
             self.turn(events.PeerUnreachable(hands.address))
 
+    @rule(socket=st.integers(-1, 2), count=st.integers(1, 3))
+    def a_socket_loses_somebody(self, socket: int, count: int) -> None:
+        for _ in range(count):
+            self.turn(events.ConnectionLost(socket), after=0.03)
+
     @precondition(lambda self: self.unsent)
     @rule(is_found=st.booleans())
     def sending_fails(self, is_found: bool) -> None:

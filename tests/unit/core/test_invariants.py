@@ -170,6 +170,10 @@ def settle_an_end(world: Busy) -> None:
     world.mesh.end_in(1.0, world.w1)
 
 
+def put_off_a_probe(world: Busy) -> None:
+    world.mesh.probes[1] = world.now + 1.0
+
+
 def mix_ends(world: Busy) -> None:
     for number in (2.0, 1.0):
         world.mesh.exiting.append((number, world.w1))
@@ -256,6 +260,7 @@ def hold_for_nothing(world: Busy) -> None:
         (count_all_bytes, "bytes of all tasks"),
         (settle_an_end, "embed/0: its end is settled or not"),
         (mix_ends, "ends out of order"),
+        (put_off_a_probe, "a probe is put off"),
         (count_held, "embed: held$"),
         (count_held_bytes, "embed: held bytes"),
         (mix_answers, "kept answers out of order"),

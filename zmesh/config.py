@@ -39,6 +39,7 @@ class Limits:
     message_rows_max: int = 4096
     message_inline_bytes_max: int = 4 * MIB
     peers_max: int = 4096
+    answer_bytes_max: int = 64 * MIB  # not acknowledged, per gateway; above it its tasks are not leased
     requeues_max: int = 5  # a task returned more often than this, for any cause but a death, ends with 500
     deaths_max: int = 2  # charged deaths of one task at one stage before it is poisoned
     late_leases_max: int = 1024  # ended leases whose late results are still taken
@@ -48,7 +49,9 @@ class Limits:
     heartbeat_seconds: float = 1.0
     dead_seconds: float = 5.0  # silence after which a link is dead; never the sign of a worker's death
     hello_grace_seconds: float = 1.0  # a lost connection may come back for this long before its leases end
+    probe_seconds: float = 0.1  # at most so often are the peers of a socket asked which of them lost its connection
     exit_grace_seconds: float = 0.020  # results of a process that just exited may still be on their way
+    exit_grace_far_seconds: float = 0.200  # the same for a process on another host
     lease_seconds_min: float = 10.0
     lease_service_factor: float = 5.0  # a lease expires at max(lease_seconds_min, factor x slowest recent service)
 
@@ -106,11 +109,13 @@ class Plan:
 
         Not num, env, host, batching or timeouts: those can be rolled over a running mesh.
         """
-        shape = [
-            [[stage.name, stage.ipc_codec] for stage in self.stages],
-            [[route.path, list(route.stages)] for route in self.routes],
-        ]
-        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.shape.encode()).hexdigest()[:16]
+
+    @property
+    def shape(self) -> str:
+        """What the fingerprint is made of, as JSON text: `[[stage, codec], …], [[path, [stage, …]], …]` in a list."""
+        stages = [[stage.name, stage.ipc_codec] for stage in self.stages]
+        return json.dumps([stages, [[route.path, list(route.stages)] for route in self.routes]])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

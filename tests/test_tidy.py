@@ -25,13 +25,16 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[str]] = {
     "0 words": ["errors", "config", "messages"],
     "1 decisions": ["wire", "core", "core.*"],
-    "2a reach": ["transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting"],
-    "2b halves": ["line", "linkage", "loader", "runner", "processes", "inference"],
-    "3a parts": ["stage", "broker", "mixins", "mixins.*", "predictions", "openapi"],
+    "2a reach": [
+        "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
+        "tracebacks",
+    ],
+    "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
+    "3a parts": ["stage", "broker", "mixin", "mixins", "mixins.*", "predictions", "openapi"],
     "3b programs": ["agent", "gateway", "lane"],
     "4 assembly": ["server", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
-}
+}  # fmt: skip
 
 # Plain words, which even their own floor may import.
 OPEN_TO_ALL = {"config", "messages"}
@@ -53,7 +56,7 @@ HOMES: dict[str, list[str]] = {
     "prometheus_client": ["telemetry"],
     "fastapi": ["gateway", "openapi", "server"],  # server: the type of `Server.app` only
     "starlette": ["gateway", "openapi"],
-    "uvicorn": ["gateway", "lane"],
+    "uvicorn": ["gateway", "lane", "connection"],
     "uvloop": ["gateway", "agent", "broker", "transport", "server"],
     "httptools": ["lane", "bench"],
     "msgpack": ["wire", "codec", "mixins.*"],

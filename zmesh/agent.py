@@ -70,6 +70,7 @@ class Agent:
         self._interrupts = 0
         self._drain_exit_code = 0
         self._exit_code: int | None = None
+        self._farewell = ""  # why we gave up
 
     def run(self) -> int:
         """Raises StartError when nothing could be started."""
@@ -85,6 +86,7 @@ class Agent:
                         self._turn()
                 finally:
                     self._end_all()
+                    sys.stderr.write(self._farewell)  # the last line, now that nobody else can say anything
         finally:
             context.close()
             self._directory.remove()
@@ -212,7 +214,8 @@ class Agent:
         if self._drain_until is None or (self._leave_until is None and slot.stage):
             now = monotonic()
             slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
-            log.warning("%s", slot.obituary(code, slot.start_at - now))
+            seconds = None if self._is_hopeless(slot, deeds) else slot.start_at - now
+            log.warning("%s", slot.obituary(code, seconds))
             self._show_traceback(slot, child)
         if slot.stage is not None:
             is_oom = code == -signal.SIGKILL and self._oom.rose()
@@ -233,16 +236,21 @@ class Agent:
             self._shown[slot.restarts] = child.failure
             log.error("%s failed to start\n%s", slot.name, child.failure.rstrip())
 
+    def _is_hopeless(self, slot: Slot, deeds: Deeds) -> bool:
+        """Whether we give up with the death of its child, which is the last of too many failed starts."""
+        failed = deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX
+        gives_up = not self._was_ready and self._settings.on_start_failure == "exit" and self._drain_until is None
+        return failed and gives_up
+
     def _give_up_if_hopeless(self, slot: Slot, child: Child, deeds: Deeds, code: int) -> None:
-        hopeless = deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX
-        if self._was_ready or self._settings.on_start_failure != "exit" or not hopeless or self._drain_until:
+        if not self._is_hopeless(slot, deeds):
             return
         what = f"stage {slot.stage.name}" if slot.stage else "the gateway"
         if slot.stage and class_name(slot.stage) != slot.stage.name:
             what += f" ({class_name(slot.stage)})"
         why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
         line = f"zmesh: {what} failed to start {FAILED_STARTS_MAX} times: {why}\n"
-        sys.stderr.write(f"{child.failure.rstrip()}\n{line}" if child.failure else line)
+        self._farewell = f"{child.failure.rstrip()}\n{line}" if child.failure else line
         self._exit_code = EXIT_NEVER_READY if slot.stage else EXIT_START_FAILED
 
     def _end_all(self) -> None:

@@ -146,12 +146,14 @@ class Slot:
             return Deeds.WORKED
         return Deeds.READY if self.child.is_ready else Deeds.NONE
 
-    def obituary(self, code: int, seconds: float) -> str:
-        """One line for the log about the end of its child, to be replaced in `seconds`."""
+    def obituary(self, code: int, seconds: float | None) -> str:
+        """One line for the log about the end of its child, to be replaced in `seconds`, or not any more."""
         assert self.child is not None, "nobody is in this slot"
         how = (
             f"failed to start: {self.child.failure_line}" if self.child.failure_line else f"ended: {signal_name(code)}"
         )
+        if seconds is None:
+            return f"{self.name} {how}"
         return f"{self.name} {how}; it is started again {f'in {seconds:.1f} s' if seconds >= 0.05 else 'at once'}"
 
 

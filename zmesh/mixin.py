@@ -1,0 +1,17 @@
+"""mosec's name for `zmesh.mixins`: a file that says `from mosec.mixin import …` needs the other library's name only."""
+
+from __future__ import annotations
+
+import importlib
+
+__all__: list[str] = []  # those of zmesh.mixins, and none loads before it is asked for
+
+_MIXINS = "zmesh.mixins"
+
+
+def __getattr__(name: str) -> object:
+    return getattr(importlib.import_module(_MIXINS), name)
+
+
+def __dir__() -> list[str]:
+    return dir(importlib.import_module(_MIXINS))

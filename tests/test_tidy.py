@@ -45,6 +45,8 @@ ONE_ANOTHER = ["core", "core.*"]
 # Sideways imports that are right all the same: (who, whom) and why.
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
+    ("mixin", "mixins"): "mosec's name for the same",
+    ("mixin", "mixins.*"): "mosec's name for the same",
 }
 
 # In these a lazy import inside a function may reach anywhere: they assemble, or must start fast.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zmesh.mixins import *  # noqa: F403
 
 __all__: list[str] = []  # those of zmesh.mixins, and none loads before it is asked for
 
-_MIXINS = "zmesh.mixins"
-
 
 def __getattr__(name: str) -> object:
-    return getattr(importlib.import_module(_MIXINS), name)
+    return getattr(importlib.import_module("zmesh.mixins"), name)
 
 
 def __dir__() -> list[str]:
-    return dir(importlib.import_module(_MIXINS))
+    return dir(importlib.import_module("zmesh.mixins"))

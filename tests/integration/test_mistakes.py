@@ -355,13 +355,14 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS_MAX)
+        self.was_reset = False
 
     def send(self, data: bytes) -> None:
         """As far as the other side takes it: it may have refused already."""
         try:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
-            pass
+            self.was_reset = True
 
     def answer(self) -> Answer | None:
         """The next one; None when the connection ends without."""
@@ -380,7 +381,7 @@ class Client:
 
     def is_closed(self) -> bool:
         """By an orderly end: a reset could have cost the answer."""
-        return self.socket.recv(1) == b""
+        return not self.was_reset and self.socket.recv(1) == b""
 
 
 Send = Callable[[Client], "Answer | None"]
@@ -403,7 +404,7 @@ def request(body: bytes = b'{"x": 1}', *headers: str, path: str = "/inference", 
 
 
 GOOD = request()
-TOO_MUCH = b"x" * (BODY_BYTES_MAX + 1)
+TOO_MUCH = b"x" * 8 * 1024 * 1024  # more than the buffers of a connection hold
 IN_CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(TOO_MUCH), TOO_MUCH)
 CHUNKED = "transfer-encoding: chunked"
 EXPECTS = "expect: 100-continue"
@@ -502,7 +503,8 @@ def served() -> Iterator[Served]:
             slow[name].send(start)
         neighbour = http.client.HTTPConnection("127.0.0.1", mesh.port, timeout=SECONDS_MAX)
         yield Served(mesh, neighbour, slow)
-        neighbour.close()
+        for connection in (neighbour, *(client.socket for client in slow.values())):
+            connection.close()
         assert mesh.stop() == 0, mesh.log()
 
 

@@ -154,7 +154,9 @@ def test_a_request_before_the_broken_one_gets_its_answer_and_the_broken_one_none
     run(test)
 
 
-def test_a_broken_body_is_refused_and_the_app_hears_of_it_at_once():
+def test_a_broken_body_is_refused_and_the_app_hears_of_it_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 10 * PATIENCE)  # or it would hear of the end of the connection
+
     async def test() -> None:
         app = App()
         async with connected(app) as (reader, writer):

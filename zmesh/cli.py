@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["main", "parse_known", "show_plan", "table"]
 
 INTERRUPTED = 130
+# How near a word must be to one of ours, from 0 to 1, to be taken for a slip. `python app.py --name x` is none.
+NEARNESS_OF_VERBS, NEARNESS_OF_OPTIONS = 0.6, 0.75
 STATUS_SECONDS = 5.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
 STATUS_URL = "http://127.0.0.1:8000"
@@ -56,10 +58,28 @@ def _fail(text: str, code: int) -> NoReturn:
 
 def _readable(error: click.ClickException) -> str:
     """One line: what is wrong, and where to read more."""
+    if isinstance(error, click.NoSuchOption):
+        return _unknown_option(error.option_name)
     said = " ".join(error.format_message().split())
     said = (said[:1].lower() + said[1:]).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{said}; see {context.command_path} --help" if context is not None else said
+
+
+def _unknown_option(name: str) -> str:
+    return f"there is no option {name};{_meant_option(name)} options of the file itself follow --"
+
+
+def _meant_option(name: str) -> str:
+    flags = [flag for option in OPTIONS for flag in (option.flag, *option.aliases)]
+    return _meant(name.lstrip("-"), [flag.lstrip("-") for flag in flags], "--", NEARNESS_OF_OPTIONS)
+
+
+def _meant(name: str, known: Iterable[str], before: str, nearness: float) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), 1, nearness)
+    return f" did you mean {before}{close[0]}?" if close else ""
 
 
 # ── the table of options, for every verb that starts something ────────────────────────────────────────────────────
@@ -98,7 +118,8 @@ def _given(values: Mapping[str, Any]) -> dict[str, object]:
 def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], tuple[str, ...]]:
     """The options of `python app.py …`: what was given of ours, and all other arguments, which are the file's own.
 
-    Shows the help and exits when it is asked for. Raises UsageError for a value that cannot be read.
+    Shows the help and exits when it is asked for. Raises UsageError for a value that cannot be read, and for what looks
+    like a slip in one of ours: it would start with a setting that nobody wanted.
     """
     own, user_args = _split(args)
     tolerant = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -110,6 +131,10 @@ def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], t
         raise UsageError(_readable(error)) from error
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
+    for arg in context.args:
+        name = arg.partition("=")[0]
+        if name.startswith("--") and _meant_option(name):
+            raise UsageError(_unknown_option(name))
     if any(arg.startswith("-") for arg in context.args):
         click.echo(f"zmesh: not options of zmesh, left to {program}: {' '.join(context.args)}", err=True)
     return _given(context.params), (*context.args, *user_args)
@@ -122,7 +147,22 @@ OUTPUT = click.Option(["-o", "--output", "output"], type=click.Choice(["text", "
 app_argument = click.argument("app", required=False)
 
 
-@click.group(context_settings=HELP, invoke_without_command=True)
+class _Verbs(click.Group):
+    """Says of an unknown verb what may have been meant."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(context, name) is None and not name.startswith("-"):
+            hint = _meant(name, self.list_commands(context), "", NEARNESS_OF_VERBS)
+            if name.endswith(".py"):
+                hint = f" to serve a file: zmesh run {name}"
+            raise UsageError(f"there is no command {name};{hint or ' see zmesh --help'}")
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=_Verbs, context_settings=HELP, invoke_without_command=True)
 @click.option("--version", is_flag=True, help="Show the version.")
 @click.pass_context
 def zmesh(context: click.Context, version: bool) -> int:
@@ -265,7 +305,13 @@ def show_plan(plan: Plan, output: str) -> None:
         click.echo(plan.to_json())
         return
     stages = [
-        (stage.name, stage.num, stage.max_batch_size, f"{stage.max_wait_ms:g} ms", stage.worker)
+        (
+            stage.name,
+            stage.num,
+            stage.max_batch_size,
+            f"{stage.max_wait_ms:g} ms" if stage.max_batch_size > 1 else "-",
+            stage.worker.removeprefix("__zmesh_app__:"),
+        )
         for stage in plan.stages
     ]
     routes = [(route.path, " → ".join(route.stages), route.mime_type) for route in plan.routes]
@@ -291,10 +337,13 @@ def _fetch(url: str) -> tuple[str, dict[str, Any]]:
         snapshot = json.loads(text)
     except urllib.error.HTTPError as error:
         error.close()
-        raise StartError(f"{base}/mesh answered {error.code} {error.reason}") from error
+        text = f"{base}/mesh answered {error.code} {error.reason}; is it the address of a zmesh gateway?"
+        raise StartError(text) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise StartError(f"nobody answers at {base}: {getattr(reason, 'strerror', None) or reason}") from error
+        text = f"nobody answers at {base}: {getattr(reason, 'strerror', None) or reason}"
+        way_out = "start a mesh with zmesh run app.py, or give its address: zmesh status http://HOST:PORT"
+        raise StartError(f"{text}; {way_out}") from error
     except ValueError as error:
         raise StartError(f"{base} is not the address of a zmesh gateway") from error
     if not isinstance(snapshot, dict) or not isinstance(snapshot.get("stages"), list):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
@@ -262,6 +263,8 @@ class Settings:
                 raise ValueError(f"{name.replace('_', '-')} must be at least {minimum}, not {value}")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, not {self.port}")
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.namespace):
+            raise ValueError(f"namespace must be letters, digits and _, not {self.namespace!r}")
         for option in OPTIONS:
             if option.choices and getattr(self, option.name) not in option.choices:
                 raise ValueError(

@@ -28,6 +28,7 @@ from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from zmesh import openapi
 from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
 from zmesh.config import Plan, Settings
+from zmesh.connection import Connection
 from zmesh.errors import StartError
 from zmesh.inference import AsgiApp, Inference, Receive, Scope, Send
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
@@ -131,7 +132,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=Connection,
                 lifespan="auto",
                 interface="asgi3",
                 access_log=False,
@@ -204,7 +205,7 @@ class _InferenceRoute(BaseRoute):
     def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
         # The router asks again with another path to see whether a slash is missing; it is not.
         asked = scope.setdefault("zmesh.path", scope["path"]) if scope["type"] == "http" else None
-        is_ours = asked is not None and asked == scope["path"] and asked in self._inference.paths
+        is_ours = asked is not None and asked == scope["path"] and self._inference.is_route(scope)
         return (Match.FULL if is_ours else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

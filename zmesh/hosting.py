@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from zmesh.config import Plan, StagePlan
-from zmesh.errors import StartError
+from zmesh.errors import StartError, UsageError
 
 __all__ = [
     "Search",
@@ -48,7 +48,7 @@ def chosen_stages(plan: Plan, wanted: Sequence[str]) -> list[StagePlan]:
             raise StartError(f"there is no stage {name!r}; the stages are: {known}")
         num = int(count) if count else stage.num
         if num < 1:
-            raise StartError(f"--stage {text}: at least one worker, or leave the stage out")
+            raise UsageError(f"--stage {text}: at least one worker, or leave the stage out")
         if stage.env and len(stage.env) < num:
             raise StartError(f"--stage {text}: the app file has an env for {len(stage.env)} workers of it only")
         chosen[name] = replace(stage, num=num)

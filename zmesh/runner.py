@@ -7,7 +7,8 @@ that all of it can be tested without a socket. Its rules:
 * A batch whose `forward` raises is run again in halves, each decoded afresh because `forward` may have written into its
   items, until the guilty are alone. A once-only stage runs nothing twice: everybody gets the error.
 * A row that is past its deadline or was cancelled is not run, nor run again.
-* What tells the client nothing (500) is logged with its traceback; what user code chose to say (4xx) is not.
+* What tells the client nothing (500) is logged with the user's part of its traceback; what user code chose to say (4xx)
+  is not.
 * A BaseException that is not `ForwardTimeout` is meant to end the process, and does.
 """
 
@@ -24,6 +25,7 @@ from zmesh.core.events import RowsFinished
 from zmesh.errors import ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
+from zmesh.tracebacks import one_line, users_traceback
 from zmesh.worker import Worker
 
 __all__ = ["BatchRunner", "status_of"]
@@ -189,7 +191,8 @@ class BatchRunner:
         if isinstance(error, _WrongResult):
             log.error("request %s: %s", requests, error)
         else:
-            log.error("request %s failed", requests, exc_info=error)
+            told = users_traceback(error).rstrip()
+            log.error("request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
 
 
 def _as_list(results: Any) -> list[Any]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from zmesh import logs
 from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, settings_from
 from zmesh.core.routes import build, check_paths
-from zmesh.errors import StartError, UsageError
-from zmesh.loader import current_verb, qualified, refuse_optimized
+from zmesh.declaring import declaration, unknown_name
+from zmesh.errors import DeclarationError, StartError, UsageError
+from zmesh.loader import current_verb, qualified, refuse_optimized, remind_to_run, stop_reminding
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -42,21 +43,27 @@ class Server:
     Keywords are settings (`Server(port=9000, timeout=5000)`); a variable `ZMESH_PORT` is stronger, and so is a flag.
     """
 
+    @declaration
     def __init__(self, **settings: Any) -> None:
         known = {option.name: option for option in OPTIONS}
         for name, value in settings.items():
             if name not in known:
-                raise ValueError(f"Server() has no setting named {name!r}; known are {', '.join(known)}")
+                raise unknown_name("Server() has no keyword", name, known)
             _check_kind(known[name], value)
         if "stage" in settings:
             settings["stage"] = tuple(settings["stage"])
-        settings_from(settings, {})  # out of range is found here, in the line that says it
+        try:
+            settings_from(settings, {})  # out of range is found here, in the line that says it
+        except ValueError as error:
+            raise DeclarationError(str(error)) from None
         self._declared = settings
         self._routes: dict[str, list[Stage]] = {}
         self._app: FastAPI | None = None
+        remind_to_run()
 
     # Declaring.
 
+    @declaration
     def append_worker(
         self,
         worker: type[Worker],
@@ -74,12 +81,12 @@ class Server:
     ) -> None:
         """Make `worker` the next stage of `route`; of a list of routes it is one stage that they share.
 
-        The settings are those of `Stage`. Raises ValueError or TypeError, and then nothing was added.
+        The settings are those of `Stage`. Raises DeclarationError, and then nothing was added.
         """
         from zmesh.stage import Stage
 
         if not isinstance(route, str | list | tuple):
-            raise TypeError(f"a route is text, or a list of it, not {route!r}")
+            raise DeclarationError(f"a route is text, or a list of it, not {route!r}")
         paths = check_paths((route,) if isinstance(route, str) else route)
         stage = Stage(
             worker,
@@ -96,15 +103,21 @@ class Server:
         for path in paths:
             self._routes.setdefault(path, []).append(stage)
 
+    @declaration
     def register_runtime(self, routes: Mapping[str, Sequence[Stage]]) -> None:
-        """All routes at once. The same Stage in several of them is one stage that they share."""
+        """All routes at once. The same Stage in several of them is one stage that they share.
+
+        Raises DeclarationError, and then nothing was added.
+        """
         from zmesh.stage import Stage
 
         if self._routes:
-            raise RuntimeError("register_runtime works on a Server without stages only; use append_worker to add one")
+            text = "register_runtime works on a Server without stages only; use append_worker to add one"
+            raise DeclarationError(text)
         for path, stages in routes.items():
             if not isinstance(stages, list | tuple) or not all(isinstance(stage, Stage) for stage in stages):
-                raise TypeError(f"route {path!r} needs a list of Stage objects, not {stages!r}")
+                text = f"route {path!r} needs a list of Stage objects, such as [Stage(YourWorker)], not {stages!r}"
+                raise DeclarationError(text)
         declared = {path: list(stages) for path, stages in routes.items()}
         names = _names(declared)
         build({path: [names[id(stage)] for stage in stages] for path, stages in declared.items()})
@@ -164,6 +177,7 @@ class Server:
         asked_by = sys._getframe(1).f_globals.get("__name__")
         if current_verb.name == "import" or asked_by == "__mp_main__":
             return  # a worker, or a child made by multiprocessing: both only want what the file defines
+        stop_reminding()
         if current_verb.name:
             code = self._perform()
         else:
@@ -246,7 +260,7 @@ def _check_kind(option: Option, value: object) -> None:
         case _:
             right, wanted = (str,), "text"
     if not isinstance(value, right) or (isinstance(value, bool) and option.kind != "flag"):
-        raise TypeError(f"Server({option.name}=…) must be {wanted}, not {value!r}")
+        raise DeclarationError(f"Server({option.name}=…) must be {wanted}, not {value!r}")
 
 
 def _names(routes: Mapping[str, Sequence[Stage]]) -> dict[int, str]:
@@ -255,7 +269,7 @@ def _names(routes: Mapping[str, Sequence[Stage]]) -> dict[int, str]:
     taken: dict[str, int] = {}
     for key, stage in stages.items():
         if stage.name is not None and taken.setdefault(stage.name, key) != key:
-            raise ValueError(f"two stages are named {stage.name!r}")
+            raise DeclarationError(f"two stages are named {stage.name!r}")
     for key, stage in stages.items():
         if stage.name is None:
             name, count = stage.worker.__name__, 1

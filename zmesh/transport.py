@@ -114,7 +114,13 @@ def private_directory(path: str = "") -> PrivateDirectory:
 
 
 def _own(place: Path) -> None:
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        pass  # and what it is comes out below
+    except OSError as error:
+        text = f"the socket directory {place} cannot be made: {error.strerror}; give another --path"
+        raise StartError(text) from None
     state = place.lstat()
     if state.st_uid != os.getuid() or not place.is_dir() or place.is_symlink():
         raise StartError(f"{place} is not a directory of yours; remove it or give another --path")

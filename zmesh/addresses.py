@@ -104,6 +104,7 @@ def check_free(endpoint: str, stages: int) -> str:
                 one.listen(1)
             except OSError as error:
                 why = _why(error, name, port, "--bind", "--bind")
-                raise StartError(f"cannot listen on {endpoint} and the {stages} ports after it: {why}") from None
+                after = "the next port" if stages == 1 else f"the next {stages} ports"
+                raise StartError(f"cannot listen on {endpoint} and on {after}: {why}") from None
     number = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
     return f"tcp://{number}:{first}"

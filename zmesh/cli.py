@@ -67,6 +67,10 @@ def _readable(error: click.ClickException) -> str:
 
 
 def _unknown_option(name: str) -> str:
+    for option in OPTIONS:
+        if name in (option.flag, *option.aliases):
+            owners = " and ".join(f"zmesh {verb}" for verb in option.verbs)
+            return f"there is no option {name} here; it belongs to {owners}"
     return f"there is no option {name};{_meant_option(name)} options of the file itself follow --"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from zmesh.config import Plan, StagePlan
-from zmesh.errors import StartError, UsageError
+from zmesh.errors import UsageError
 
 __all__ = [
     "Search",
@@ -34,7 +34,7 @@ log = logging.getLogger("zmesh.agent")
 
 
 def chosen_stages(plan: Plan, wanted: Sequence[str]) -> list[StagePlan]:
-    """The stages to run here: all as planned, or those of `--stage NAME[:N]`, with `num` set. Raises StartError."""
+    """The stages to run here: all as planned, or those of `--stage NAME[:N]`, with `num` set. Raises UsageError."""
     if not wanted:
         return list(plan.stages)
     chosen: dict[str, StagePlan] = {}
@@ -45,12 +45,12 @@ def chosen_stages(plan: Plan, wanted: Sequence[str]) -> list[StagePlan]:
         stage = next((stage for stage in plan.stages if stage.name == name), None)
         if stage is None:
             known = ", ".join(stage.name for stage in plan.stages)
-            raise StartError(f"there is no stage {name!r}; the stages are: {known}")
+            raise UsageError(f"there is no stage {name!r}; the stages are: {known}")
         num = int(count) if count else stage.num
         if num < 1:
             raise UsageError(f"--stage {text}: at least one worker, or leave the stage out")
         if stage.env and len(stage.env) < num:
-            raise StartError(f"--stage {text}: the app file has an env for {len(stage.env)} workers of it only")
+            raise UsageError(f"--stage {text}: the app file has an env for {len(stage.env)} workers of it only")
         chosen[name] = replace(stage, num=num)
     return [chosen[stage.name] for stage in plan.stages if stage.name in chosen]
 

@@ -122,7 +122,7 @@ def main() -> int:
     """The life of a lone broker's process; its exit code."""
     pipe = child_pipe()
     if pipe is None:
-        sys.stderr.write("python -m zmesh.serving is started by an agent; start one with: zmesh broker app.py\n")
+        sys.stderr.write("zmesh: a broker is started by its agent; start both with: zmesh broker app.py\n")
         return 2
     with closing(pipe):
         document = pipe.receive_first(DOCUMENT_SECONDS)

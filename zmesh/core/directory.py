@@ -32,6 +32,7 @@ __all__ = ["Directory"]
 
 P = TypeVar("P", bound=Peer)
 CLOSED_MAX = 1024  # closed sessions of workers whose late results are still taken
+GIVEN_UP_MAX = 1024  # processes that went silent and may come back
 STRUCK_MAX = 1024  # addresses whose strikes are remembered
 
 
@@ -58,6 +59,7 @@ class Directory:
         self._by_address: dict[Address, Peer] = {}
         self._by_peer: dict[PeerId, Peer] = {}
         self._closed: OrderedDict[SessionId, Worker] = OrderedDict()
+        self._given_up: OrderedDict[PeerId, None] = OrderedDict()
         self._strikes: OrderedDict[Address, deque[float]] = OrderedDict()
 
     def known(self, event: Said, kind: type[P], now: float) -> P | None:
@@ -115,6 +117,8 @@ class Directory:
                 peer = Worker(session, address, hello, self._stages[hello.stage], now)
             case Role.GATEWAY:
                 peer = Gateway(session, address, hello, now)
+                peer.was_given_up = hello.peer in self._given_up
+                self._given_up.pop(hello.peer, None)
             case _:
                 peer = Peer(session, address, hello, now)
         if former is not None:
@@ -133,6 +137,12 @@ class Directory:
             self._closed[peer.session] = peer
             while len(self._closed) > CLOSED_MAX:
                 self._closed.popitem(last=False)
+
+    def give_up(self, peer: Peer) -> None:
+        """We stop waiting for this process; if it is there all the same, we have forgotten what it had asked for."""
+        self._given_up[peer.peer] = None
+        while len(self._given_up) > GIVEN_UP_MAX:
+            self._given_up.popitem(last=False)
 
     def strike(self, address: Address, reason: str, now: float) -> None:
         """Something from there broke the protocol."""

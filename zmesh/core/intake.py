@@ -37,6 +37,8 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
         _refuse(mesh, gateway, submit, answered, Status.UNAVAILABLE, failing)
     elif mesh.drain is not None:
         _refuse(mesh, gateway, submit, answered, Status.AGAIN, AGAIN_AFTER_MS)
+    elif submit.again and gateway.was_given_up and not all(mesh.stages[index].plan.retry for index in route.stages):
+        _refuse(mesh, gateway, submit, answered, Status.INTERNAL, "outcome unknown")  # it may have run already
     else:
         _admit(mesh, gateway, route, submit, answered)
 

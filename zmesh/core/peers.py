@@ -34,11 +34,12 @@ class Peer:
 class Gateway(Peer):
     """A gateway, the outcomes of this turn that it is owed, and its answers that it has not acknowledged."""
 
-    __slots__ = ("_again", "kept", "number", "owed")
+    __slots__ = ("_again", "kept", "number", "owed", "was_given_up")
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         super().__init__(session, address, hello, now)
         self.number = 0  # of its last REPLY
+        self.was_given_up = False  # in its former session: its tasks were cancelled then
         self.kept = KeptReplies()
         self.owed = Outcomes()
         self._again = Outcomes()  # apart, since they are no answers

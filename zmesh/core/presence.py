@@ -71,6 +71,7 @@ def _succeed(mesh: Mesh, former: Gateway, peer: Gateway) -> None:
         if task.gateway is former:
             task.gateway = peer
     mesh.owed.pop(former.session, None)
+    mesh.owed[peer.session] = peer  # the turn is not over, and its answers may be too many
     peer.succeed(former, mesh.limits)
     if mesh.held.pop(former.session, None) is not None:
         mesh.held[peer.session] = peer

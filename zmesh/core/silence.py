@@ -59,6 +59,7 @@ def sweep(mesh: Mesh) -> None:
         else:
             since = peer.heard if peer.lost_at is None else peer.lost_at
             if now - since >= limits.dead_seconds:
+                mesh.directory.give_up(peer)
                 end_peer(mesh, peer)
             elif isinstance(peer, Gateway):
                 _sweep_gateway(mesh, peer)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.core.world import SEGFAULT, WorkerPeer, World, stage
 from zmesh.config import Plan
-from zmesh.core.directory import CLOSED_MAX, STRUCK_MAX
+from zmesh.core.directory import CLOSED_MAX, GIVEN_UP_MAX, STRUCK_MAX
 from zmesh.core.workers import Worker
 from zmesh.messages import Refuse, RefuseCode, Role, SessionId, Welcome
 
@@ -280,3 +280,13 @@ def test_strikes_are_remembered_of_a_bounded_number_of_addresses():
     for number in range(STRUCK_MAX + 10):
         directory.strike((0, number.to_bytes(4, "big")), "nonsense", world.now)
     assert len(directory._strikes) == STRUCK_MAX
+
+
+def test_processes_that_were_given_up_are_remembered_within_a_bound():
+    world = World()
+    directory = world.mesh.directory
+    peer = directory.sessions[world.gateway().session]
+    for number in range(GIVEN_UP_MAX + 5):
+        peer.peer = number.to_bytes(16, "big")
+        directory.give_up(peer)
+    assert len(directory._given_up) == GIVEN_UP_MAX and next(iter(directory._given_up)) == (5).to_bytes(16, "big")

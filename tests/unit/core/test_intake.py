@@ -1,5 +1,7 @@
 """What gateways say: tasks are admitted, shed or refused; SUBMIT is idempotent; cancelled tasks leave."""
 
+import pytest
+
 from tests.unit.core.world import ABORTED, World, stage
 from zmesh.messages import Tasks
 
@@ -191,3 +193,25 @@ def test_many_cancelled_at_one_worker_are_split_like_any_message():
     world.worker(credit=2)
     world.turn(gateway.submits(1, 2, 3, 4))
     assert world.turn(gateway.cancels(1, 2, 3, 4)) == ["w1 ← CANCEL 1 2 3: client gone", "w1 ← CANCEL 4: client gone"]
+
+
+# Once only
+
+
+@pytest.mark.parametrize("stays_away", [4.0, 6.0])
+def test_what_may_run_once_is_not_run_again_for_a_gateway_that_was_given_up_meanwhile(stays_away: float):
+    world = World(stage("pay", retry=False), stage("embed"), routes={"/pay": ["embed", "pay"], "/e": ["embed"]})
+    gateway = world.gateway()
+    world.turn(gateway.submits(1, route="/pay"), gateway.submits(2, route="/e"))
+    world.turn(gateway.is_unreachable())
+    world.wait(stays_away, silent=[gateway])
+    gateway.reconnects()
+    world.turn(gateway.greets())
+    told = world.turn(gateway.submits(1, route="/pay", again=True), gateway.submits(2, route="/e", again=True))
+    assert told == (["g ← REPLY 1 INTERNAL 'outcome unknown'"] if stays_away > 5 else [])
+    assert 2 in world.mesh.tasks
+    assert world.turn(gateway.submits(3, route="/pay")) == [], "what is new is not in doubt"
+    gateway.reconnects()
+    world.turn(gateway.greets())
+    world.turn(gateway.submits(4, route="/pay", again=True))
+    assert 4 in world.mesh.tasks, "it was lost on the way to a broker that remembers everything"

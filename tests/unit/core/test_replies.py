@@ -143,6 +143,16 @@ def test_what_was_decided_in_the_turn_of_the_hello_is_not_lost():
     assert all(effect.address != old for effect in world.effects)
 
 
+def test_a_gateway_that_comes_back_in_the_turn_that_fills_it_is_full():
+    world, gateway, worker = served(answer_bytes_max=3 * ROW_BYTES)
+    world.turn(gateway.submits(3))
+    done = worker.finishes(3, payload=b"42")
+    gateway.reconnects()
+    told = world.turn(done, gateway.greets())
+    assert told == ["g ← WELCOME", "g ← REPLY 1 ok '42'", "g ← REPLY 2 ok '42'", "g ← REPLY 3 ok '42'"]
+    assert list(world.mesh.held) == [gateway.session]
+
+
 def test_a_kept_answer_comes_before_any_refusal():
     world, gateway, worker = served()
     agent = world.agent()
@@ -215,7 +225,8 @@ def test_what_waits_when_the_room_is_used_up_is_held_back_and_goes_on_before_oth
     assert world.turn(worker.finishes(1, payload=b"42")) == ["w1 ← TASKS 2: 2, ACK 1", "g ← REPLY 1 ok '42'"]
     assert world.stage().queue.held == 1, "4 waits, 2 was leased in the same turn and is finished"
     assert world.turn(worker.finishes(2)) == ["w1 ← TASKS 3: 3, ACK 2", "g ← REPLY 2 ok"]
-    assert world.turn(gateway.beats(2), other.submits(5)) == []
+    assert world.turn(other.submits(5)) == []
+    assert world.turn(gateway.beats(2)) == []
     assert world.turn(worker.finishes(3)) == ["w1 ← TASKS 4: 4, ACK 3", "other ← REPLY 3 ok"]
 
 

@@ -27,12 +27,12 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks",
+        "addresses", "tracebacks",
     ],
     "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
-    "3a parts": ["stage", "broker", "mixin", "mixins", "mixins.*", "predictions", "openapi"],
+    "3a parts": ["stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi"],
     "3b programs": ["agent", "gateway", "lane"],
-    "4 assembly": ["server", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
+    "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip
 
@@ -56,10 +56,10 @@ LAZY_IMPORTS_FREE = ["server", "cli", "__main__", "__init__", "*.__init__"]
 HOMES: dict[str, list[str]] = {
     "zmq": ["transport", "keys"],
     "prometheus_client": ["telemetry"],
-    "fastapi": ["gateway", "openapi", "server"],  # server: the type of `Server.app` only
+    "fastapi": ["gateway", "openapi", "server", "serving"],  # the last two: the type of `Server.app` only
     "starlette": ["gateway", "openapi"],
     "uvicorn": ["gateway", "lane", "connection"],
-    "uvloop": ["gateway", "agent", "broker", "transport", "server"],
+    "uvloop": ["serving"],
     "httptools": ["lane", "bench"],
     "msgpack": ["wire", "codec", "mixins.*"],
     "msgspec": ["codec", "openapi", "worker", "mixins.*"],

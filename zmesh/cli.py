@@ -59,20 +59,27 @@ def _fail(text: str, code: int) -> NoReturn:
 def _readable(error: click.ClickException) -> str:
     """One line: what is wrong, and where to read more."""
     if isinstance(error, click.NoSuchOption):
-        return _unknown_option(error.option_name)
+        return _unknown_option(error.option_name, error.ctx.command if error.ctx else zmesh)
     said = " ".join(error.format_message().split())
     said = (said[:1].lower() + said[1:]).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{said}; see {context.command_path} --help" if context is not None else said
 
 
-def _unknown_option(name: str) -> str:
-    return f"there is no option {name};{_meant_option(name)} options of the file itself follow --"
+def _unknown_option(name: str, command: click.Command) -> str:
+    if verbs := _verbs_of(name):
+        return f"{name} is an option of {' and '.join(f'zmesh {verb}' for verb in verbs)}; see zmesh --help"
+    return f"there is no option {name};{_meant_option(name, command)} options of the file itself follow --"
 
 
-def _meant_option(name: str) -> str:
-    flags = [flag for option in OPTIONS for flag in (option.flag, *option.aliases)]
-    return _meant(name.lstrip("-"), [flag.lstrip("-") for flag in flags], "--", NEARNESS_OF_OPTIONS)
+def _verbs_of(name: str) -> tuple[str, ...]:
+    """The verbs that take this option of ours; none for what is no option of ours."""
+    return next((tuple(one.verbs) for one in OPTIONS if name in (one.flag, *one.aliases)), ())
+
+
+def _meant_option(name: str, command: click.Command) -> str:
+    flags = [flag.removeprefix("--") for parameter in command.params for flag in parameter.opts if "--" in flag]
+    return _meant(name.removeprefix("--"), flags, "--", NEARNESS_OF_OPTIONS)
 
 
 def _meant(name: str, known: Iterable[str], before: str, nearness: float) -> str:
@@ -85,14 +92,18 @@ def _meant(name: str, known: Iterable[str], before: str, nearness: float) -> str
 # ── the table of options, for every verb that starts something ────────────────────────────────────────────────────
 
 
-def _parameters() -> list[click.Parameter]:
+def _parameters(verb: str = "run") -> list[click.Parameter]:
     defaults = Settings()
-    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS]
+    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS if verb in option.verbs]
 
 
 def _parameter(option: Option, default: object) -> click.Parameter:
     kinds: dict[str, Any] = {"int": int, "choice": click.Choice(option.choices)}
     notes = [option.help]
+    if option.kind == "flag":
+        return click.Option(
+            [option.flag, option.name], is_flag=True, default=None, help=f"{option.help} [{option.variable}]"
+        )
     if option.unit in ("ms", "bytes"):
         notes.append(f"in {option.unit}")
     if default not in ("", ()):
@@ -129,8 +140,8 @@ def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], t
         sys.exit(end.exit_code)
     for arg in context.args:
         name = arg.partition("=")[0]
-        if name.startswith("--") and _meant_option(name):
-            raise UsageError(_unknown_option(name))
+        if name.startswith("--") and (_verbs_of(name) or _meant_option(name, command)):
+            raise UsageError(_unknown_option(name, command))
     if any(arg.startswith("-") for arg in context.args):
         click.echo(f"zmesh: not options of zmesh, left to {program}: {' '.join(context.args)}", err=True)
     return _given(context.params), (*context.args, *user_args)
@@ -179,23 +190,42 @@ def zmesh(context: click.Context, version: bool) -> int:
 @app_argument
 @click.pass_obj
 def run(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
-    """Serve APP on this host: gateway, broker, workers.
+    """Serve APP on this host: gateway, broker, workers. With --bind, workers on other hosts may join.
 
     APP is a Python file that makes a Server; by default $ZMESH_APP, or ./app.py.
     """
     return _execute("run", app, user_args, _given(options))
 
 
-@zmesh.command("gateway", params=_parameters(), hidden=True)
+@zmesh.command("worker", params=_parameters("worker"))
+@app_argument
+@click.pass_obj
+def worker(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Run workers of APP on this host, for a broker on another one.
+
+    It may be started before its broker. APP is the same file as there.
+    """
+    return _execute("worker", app, user_args, _given(options))
+
+
+@zmesh.command("broker", params=_parameters("broker"))
+@app_argument
+@click.pass_obj
+def broker(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Run the broker of APP alone, for gateways and workers elsewhere."""
+    return _execute("broker", app, user_args, _given(options))
+
+
+@zmesh.command("gateway", params=_parameters("gateway"))
 @app_argument
 @click.pass_obj
 def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
-    """The HTTP side of APP; started by `zmesh run`."""
+    """Run the HTTP side of APP alone, for a broker elsewhere."""
     from zmesh.pipe import child_pipe
 
-    pipe = child_pipe()  # before any code of the user: from here on we end when our agent does
+    pipe = child_pipe()  # before any code of the user: if an agent started us, we end when it does
     if pipe is None:
-        raise UsageError("a gateway is started by its agent; start both with: zmesh run app.py")
+        return _execute("gateway", app, user_args, _given(options))
     try:
         return _execute("gateway", app, user_args, _given(options), pipe=pipe)
     except StartError as error:

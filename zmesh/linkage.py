@@ -41,9 +41,10 @@ class BrokerSilent(Exception):
 
 class Port(Protocol):
     """How a link reaches its broker: the same messages by socket or by call. `send` neither waits nor fails; what is
-    lost shows as silence. `hear` is called from within the event loop. After `close` a port can be opened again."""
+    lost shows as silence, or `lost` is called. Both callables are called from within the event loop. After `close` a
+    port can be opened again."""
 
-    def open(self, hear: Callable[[SessionId, Message], None]) -> None: ...
+    def open(self, hear: Callable[[SessionId, Message], None], lost: Callable[[], None]) -> None: ...
 
     def send(self, session: SessionId, message: Message) -> None: ...
 
@@ -148,6 +149,10 @@ class BrokerLink:
         self._events.append(Heard(session, message))
         self._turn()
 
+    def _lose(self) -> None:
+        self._events.append(LinkLost())
+        self._turn()
+
     def _turn(self) -> None:
         """Tell the link everything that happened and do what it asks; what happens meanwhile is told next."""
         if self._turning or self._closed:
@@ -199,7 +204,7 @@ class BrokerLink:
 
     def _reopen(self) -> None:
         self._reopening = None
-        self._port.open(self._hear)
+        self._port.open(self._hear, self._lose)
         self._events.append(Started())
         self._turn()
 

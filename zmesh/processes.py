@@ -125,8 +125,9 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place for one process: a worker of `stage`, or the gateway if there is none."""
+    """A place for one process: a worker of `stage`, or the gateway or the broker if there is none."""
 
+    role: str  # worker, gateway or broker
     stage: StagePlan | None
     worker_id: int
     restarts: Restarts
@@ -135,8 +136,13 @@ class Slot:
     child: Child | None = None
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Equal for the workers of one stage."""
+        return self.role, self.stage.name if self.stage else ""
+
+    @property
     def name(self) -> str:
-        return f"{self.stage.name}/{self.worker_id}" if self.stage else "gateway"
+        return f"{self.stage.name}/{self.worker_id}" if self.stage else self.role
 
     def deeds(self) -> Deeds:
         assert self.child is not None, "nobody is in this slot"
@@ -146,15 +152,12 @@ class Slot:
             return Deeds.WORKED
         return Deeds.READY if self.child.is_ready else Deeds.NONE
 
-    def obituary(self, code: int, seconds: float | None) -> str:
-        """One line for the log about the end of its child, to be replaced in `seconds`, or not any more."""
+    def obituary(self, code: int) -> str:
+        """How its child ended, for the log."""
         assert self.child is not None, "nobody is in this slot"
-        how = (
-            f"failed to start: {self.child.failure_line}" if self.child.failure_line else f"ended: {signal_name(code)}"
-        )
-        if seconds is None:
-            return f"{self.name} {how}"
-        return f"{self.name} {how}; it is started again {f'in {seconds:.1f} s' if seconds >= 0.05 else 'at once'}"
+        if self.child.failure_line:
+            return f"{self.name} failed to start: {self.child.failure_line}"
+        return f"{self.name} ended: {signal_name(code)}"
 
 
 class OutOfMemoryKills:

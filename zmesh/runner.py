@@ -76,13 +76,14 @@ class BatchRunner:
 
     def __init__(self, worker: Worker, slate: Slate, *, retry: bool, clock: Callable[[], float] = monotonic) -> None:
         self._worker, self._slate, self._retry, self._clock = worker, slate, retry, clock
-        self._is_batching = worker.max_batch_size > 1
+        self._max_batch_size = worker.max_batch_size
         # Only the codec of zmesh itself is known to read a memoryview; user code is promised bytes.
         self._ipc_takes_views = type(worker).deserialize_ipc is Worker.deserialize_ipc
 
     def run(self, lease: Run, cancelled: Callable[[], Collection[int]]) -> Iterator[RowsFinished]:
         """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now."""
-        todo = [_Part(lease, list(range(len(lease.columns.ids))))]
+        rows, most = range(len(lease.columns.ids)), self._max_batch_size  # the broker's app may say a larger one
+        todo = [_Part(lease, list(rows[start : start + most])) for start in rows[::most]][::-1]
         while todo:
             part = todo.pop()
             started = self._clock()
@@ -141,7 +142,7 @@ class BatchRunner:
     # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _forward(self, items: list[Any]) -> list[Any]:
-        if not self._is_batching:
+        if self._max_batch_size == 1:
             return [self._worker.forward(item) for item in items]
         count = len(items)  # now, because `forward` may do with its list what it likes
         results = self._worker.forward(items)

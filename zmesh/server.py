@@ -1,7 +1,8 @@
 """Server: the stages of an app file, the routes through them, and `run()`, the only place where anything starts.
 
-What `run()` does depends on why the file runs (`loader.current_verb`): the command line says run, gateway or check,
-`python app.py` means run, and in a worker, which only wants a class of the file, it does nothing.
+What `run()` does depends on why the file runs (`loader.current_verb`): the command line says run, worker, broker,
+gateway or check, `python app.py` means run, and in a worker process, which only wants a class of the file, it does
+nothing.
 """
 
 from __future__ import annotations
@@ -12,23 +13,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zmesh import logs
 from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, settings_from
 from zmesh.core.routes import build, check_paths
 from zmesh.declaring import declaration, unknown_name
-from zmesh.errors import DeclarationError, DrainExpired, StartError, UsageError
+from zmesh.errors import DeclarationError, StartError, UsageError
 from zmesh.loader import current_verb, qualified, refuse_optimized, remind_to_run, stop_reminding
 
 if TYPE_CHECKING:
-    import socket
-
     from fastapi import FastAPI
 
-    from zmesh.gateway import Gateway
     from zmesh.openapi import RouteSchema
-    from zmesh.pipe import Pipe
     from zmesh.stage import Stage
     from zmesh.worker import Worker
 
@@ -197,7 +194,8 @@ class Server:
         if current_verb.has_started:
             raise StartError("run() was called twice in one process; one Server runs per app file")
         refuse_optimized()
-        document = current_verb.pipe.receive_first(DOCUMENT_SECONDS) if current_verb.pipe else {}
+        pipe = current_verb.pipe
+        document = pipe.receive_first(DOCUMENT_SECONDS) if pipe else {}
         if document:  # the agent's word, so that all processes of a host agree
             settings = Settings.from_json(str(document["settings"]))
         else:
@@ -207,21 +205,20 @@ class Server:
         except ValueError as error:
             raise StartError(str(error)) from error
         current_verb.has_started = True
-        match current_verb.name:
-            case "run":
-                from zmesh import agent
+        if pipe is not None:
+            from zmesh.serving import serve_gateway
 
-                logs.setup(settings.log_level, "agent")
-                return agent.run(plan, settings, os.path.abspath(current_verb.app_path), self._example())
-            case "gateway":
-                logs.setup(settings.log_level, "gateway")
-                return _serve(_Gateway(plan, settings, self._app, self._schemas(), document))
-            case verb:
-                assert verb == "check", verb
-                from zmesh.cli import show_plan
+            logs.setup(settings.log_level, "gateway")
+            return serve_gateway(plan, settings, pipe, document, self._app, self._schemas())
+        if current_verb.name == "check":
+            from zmesh.cli import show_plan
 
-                show_plan(plan, current_verb.output)
-                return 0
+            show_plan(plan, current_verb.output)
+            return 0
+        from zmesh import agent
+
+        logs.setup(settings.log_level, "agent")
+        return agent.run(current_verb.name, plan, settings, current_verb.app_path, self._example())
 
     def _example(self) -> bytes | None:
         """A body for the first route, from its first worker's example; None when only its author knows one."""
@@ -258,9 +255,11 @@ def _check_kind(option: Option, value: object) -> None:
             right, wanted = (int,), "a whole number"
         case "list":
             right, wanted = (list, tuple), "a list of text"
+        case "flag":
+            right, wanted = (bool,), "True or False"
         case _:
             right, wanted = (str,), "text"
-    if not isinstance(value, right) or isinstance(value, bool):
+    if not isinstance(value, right) or (isinstance(value, bool) and option.kind != "flag"):
         raise DeclarationError(f"Server({option.name}=…) must be {wanted}, not {value!r}")
 
 
@@ -301,68 +300,3 @@ def _read_command_line() -> None:
         raise StartError("run() needs an app file that worker processes can import; start it with: python app.py")
     given, user_args = parse_known(sys.argv[1:], os.path.basename(file))
     current_verb.become("run", app_path=os.path.abspath(file), given=given, user_args=user_args)
-
-
-# ── the gateway process ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Gateway(NamedTuple):
-    """What a gateway process needs; `document` is what its agent said first."""
-
-    plan: Plan
-    settings: Settings
-    app: FastAPI | None
-    schemas: Mapping[str, RouteSchema]
-    document: Mapping[str, object]
-
-
-def _serve(start: _Gateway) -> int:
-    """Gateway and broker in one event loop, until the agent says drain; the exit code."""
-    import socket
-
-    import uvloop
-
-    pipe, listen = current_verb.pipe, start.document["listen"]
-    assert pipe is not None and isinstance(listen, int), start.document
-    with socket.socket(fileno=listen) as listener:
-        os.set_inheritable(listen, False)
-        return uvloop.run(_serve_on(listener, start, pipe))
-
-
-async def _serve_on(listener: socket.socket, start: _Gateway, pipe: Pipe) -> int:
-    import asyncio
-
-    from zmesh.broker import Broker
-    from zmesh.gateway import Gateway
-    from zmesh.transport import Context, raise_file_limit
-
-    raise_file_limit()
-    loop = asyncio.get_running_loop()
-    context = Context()
-    broker = Broker(start.plan, start.settings.limits(), context, str(start.document["front"]), loop)
-    try:
-        broker.start()
-        gateway = Gateway(start.plan, start.settings, broker.local_port(), start.app, start.schemas)
-        loop.add_reader(pipe.fd, _obey, pipe, gateway)
-        loop.call_soon(_obey, pipe, gateway)  # what came together with the document has no signal of its own
-        serving = loop.create_task(gateway.serve(listener))
-        starting = loop.create_task(gateway.started.wait())
-        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.cancel():
-            pipe.send(say="ready")
-        return 0 if await serving else DrainExpired.exit_code
-    finally:
-        loop.remove_reader(pipe.fd)
-        broker.close()
-        context.close()
-
-
-def _obey(pipe: Pipe, gateway: Gateway) -> None:
-    """What the agent says. When it is gone, so are we: nobody would restart or drain us."""
-    lines = pipe.receive()
-    if lines is None:
-        os._exit(1)
-    for line in lines:
-        seconds = line.get("seconds")
-        if line.get("say") == "drain" and isinstance(seconds, int | float):
-            gateway.start_drain(float(seconds))

@@ -256,7 +256,7 @@ class WorkerLoop:
             self._listen()
             if self._next is not None and self._left is None:
                 self._run()
-        self._pipe.send(say="left", reason=self._left.reason)
+        self._pipe.send(say="left", held=self._session.held)
         self._line.flush()
         self._line.disconnect(linger_ms=GOODBYE_MS)
         return self._left

@@ -83,7 +83,7 @@ class FakeBroker:
         self._hear: Callable[[SessionId, Message], None] = lambda session, message: None
         self._replies = 0
 
-    def open(self, hear: Callable[[SessionId, Message], None]) -> None:
+    def open(self, hear: Callable[[SessionId, Message], None], lost: Callable[[], None]) -> None:
         self.opened += 1
         self._hear = hear
 

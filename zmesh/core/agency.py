@@ -2,7 +2,8 @@
 
 An agent says HELLO until it is welcome, then how its workers are, every heartbeat. That a worker exited is said at
 once, and again with every heartbeat and to every new broker until an ACK names it: for the broker it is the one proof
-of a death. Nothing here is ever final; an agent that is refused says why and tries again.
+of a death. An agent that no broker ever welcomed ends when it is refused for good; one that was welcome before says why
+it is refused and tries again.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from math import inf
 from typing import TypeAlias
 
 from zmesh.config import Limits
-from zmesh.core.contact import Contact, ContactState
-from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.contact import Contact, ContactState, Step
+from zmesh.core.difference import shape_for_hello
+from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
+from zmesh.core.parts import tail
 from zmesh.messages import (
+    LONG_TEXT_BYTES_MAX,
     PROTOCOL_VERSION,
     Ack,
     Exited,
@@ -58,14 +62,16 @@ class End:
 
 
 AgentEvent: TypeAlias = Started | Heard | LinkLost | Tick | WorkerGone
-AgentEffect: TypeAlias = Transmit | Reconnect | Report | Beat | End
+AgentEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Beat | End
 
 
 class AgentLink:
     """A pure state machine like `Link` and `Session`; `handle` is its one door."""
 
-    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits) -> None:
-        self._hello = Hello([PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint)
+    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits, *, shape: str = "") -> None:
+        self._hello = Hello(
+            [PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint, shape=shape_for_hello(shape)
+        )
         self._contact = Contact(limits)
         self._exits: dict[PeerId, Exited] = {}  # not yet acknowledged, in the order they happened
         self._effects: list[AgentEffect] = []
@@ -75,6 +81,10 @@ class AgentLink:
         """When `handle` must be called at the latest; None when only an event can matter."""
         wake = self._contact.wakeup()
         return None if wake == inf else wake
+
+    @property
+    def joined(self) -> bool:
+        return self._contact.joined
 
     def heartbeat(self, workers: list[WorkerBeat]) -> Heartbeat:
         return Heartbeat(self._contact.epoch, 0, workers)
@@ -112,13 +122,22 @@ class AgentLink:
                 self._effects.append(End(message))
             case Refuse(code=RefuseCode.UNKNOWN_PEER):
                 self._lose(0.0)
-            case Refuse(text=text, retry_after_ms=retry_after_ms):
-                self._effects.append(Report("error", f"the broker refuses this agent: {text}"))
-                self._lose(retry_after_ms / 1000 or contact.heartbeat_seconds)
+            case Refuse() as refuse:
+                self._take_no(refuse)
             case _:
                 pass  # a sign of life
 
+    def _take_no(self, refuse: Refuse) -> None:
+        again_after = self._contact.refused(refuse)
+        if again_after is not None:
+            self._effects.append(Report("error", f"the broker refuses this agent: {refuse.text}"))
+            self._lose(again_after)
+        elif self._contact.state is not ContactState.LEFT:
+            self._contact.step(Step.LEFT)
+            self._effects.append(Leave(refuse.text, 1))
+
     def _note(self, exited: Exited) -> None:
+        exited = replace(exited, reason=tail(exited.reason, LONG_TEXT_BYTES_MAX))
         if len(self._exits) >= EXITS_MAX:
             del self._exits[next(iter(self._exits))]
         self._exits[exited.peer] = self._unsaid[exited.peer] = exited

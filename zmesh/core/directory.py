@@ -12,6 +12,7 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from zmesh.config import Limits, Plan
+from zmesh.core.difference import difference
 from zmesh.core.effects import DispatcherEffect, Report, Send
 from zmesh.core.events import Address, BatchFinished, PeerGreeted, PeerUnreachable, SendFailed
 from zmesh.core.peers import Gateway, Peer
@@ -82,6 +83,9 @@ class Directory:
 
     def at(self, address: Address) -> Peer | None:
         return self._by_address.get(address)
+
+    def gateways(self) -> list[Gateway]:
+        return [peer for peer in self.sessions.values() if isinstance(peer, Gateway)]
 
     def worker_of(self, peer: PeerId) -> Worker | None:
         """The open session of that process, if it is a worker's."""
@@ -169,14 +173,16 @@ class Directory:
         if (hello.role is Role.WORKER) != (address[0] > 0):
             return RefuseCode.ROLE, f"a {hello.role.name.lower()} does not speak on this socket"
         if hello.role is Role.GATEWAY and any(
-            isinstance(peer, Gateway) and peer.peer[:4] == hello.peer[:4] and peer.peer != hello.peer
-            for peer in self.sessions.values()
+            peer.peer[:4] == hello.peer[:4] and peer.peer != hello.peer for peer in self.gateways()
         ):
             return RefuseCode.ERROR, "another gateway has the same task ids; draw another peer id"
+        if hello.role is not Role.ADMIN and hello.fingerprint != self._plan.fingerprint:
+            return RefuseCode.FINGERPRINT, difference(self._plan.shape, hello.shape, hello.role)
         if hello.role is Role.WORKER and self._stages.get(hello.stage) != address[0] - 1:
-            return RefuseCode.STAGE, f"stage {hello.stage!r} is not served here; known are {', '.join(self._stages)}"
-        if hello.role in (Role.WORKER, Role.GATEWAY) and hello.fingerprint != self._plan.fingerprint:
-            return RefuseCode.FINGERPRINT, "the app here is another one: its stages, routes or codecs differ"
+            return (
+                RefuseCode.STAGE,
+                f"stage {hello.stage[:60]!r} is not served here; known are {', '.join(self._stages)}",
+            )
         return None
 
     def _welcome(self, peer: Peer) -> None:

@@ -134,14 +134,15 @@ def test_a_route_through_a_failing_stage_is_unavailable_at_once_and_others_are_n
     assert world.turn(gateway.submits(2, route="/e")) == []
 
 
-def test_a_draining_broker_says_again_and_takes_only_what_was_accepted_before():
+def test_a_draining_broker_finishes_what_it_has_and_says_again_to_all_else():
     world = World()
     gateway, agent, worker = world.gateway(), world.agent(), world.worker(credit=2)
     world.turn(gateway.submits(1))
-    assert world.turn(agent.asks_to_drain()) == []
+    assert world.turn(agent.asks_to_drain()) == ["g ← DRAIN"]
     assert world.turn(gateway.submits(1, 2)) == ["g ← REPLY 2 AGAIN '100'"]
-    assert world.turn(gateway.submits(3, again=True)) == []
-    assert world.turn(worker.finishes(1)) == ["w1 ← TASKS 2: 3, ACK 1", "g ← REPLY 1 ok"]
+    assert world.turn(gateway.submits(1, 3, again=True)) == ["g ← REPLY 3 AGAIN '100'"]
+    assert world.turn(worker.finishes(1)) == ["g ← REPLY 1 ok"]
+    assert world.turn(gateway.submits(1, again=True)) == [], "its answer is on its way"
 
 
 # CANCEL
@@ -182,3 +183,11 @@ def test_a_queue_whose_tasks_were_cancelled_does_not_keep_them():
     world.turn(gateway.submits(*range(200)))
     world.turn(gateway.cancels(*range(199)))
     assert len(world.stage().queue._queue) < 70
+
+
+def test_many_cancelled_at_one_worker_are_split_like_any_message():
+    world = World(stage(max_batch_size=2), message_rows_max=3)
+    gateway = world.gateway()
+    world.worker(credit=2)
+    world.turn(gateway.submits(1, 2, 3, 4))
+    assert world.turn(gateway.cancels(1, 2, 3, 4)) == ["w1 ← CANCEL 1 2 3: client gone", "w1 ← CANCEL 4: client gone"]

@@ -27,10 +27,12 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "addresses", "tracebacks",
+        "tracebacks", "addresses",
     ],
     "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
-    "3a parts": ["stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi"],
+    "3a parts": [
+        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi",
+    ],
     "3b programs": ["agent", "gateway", "lane"],
     "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],

@@ -26,7 +26,7 @@ from zmesh import logs
 from zmesh.addresses import check_free, is_loopback, listen
 from zmesh.config import Plan, Settings
 from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, WorkerGone
-from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
 from zmesh.hosting import Search, Signals, announcement, class_name, curl_data, stage_table
@@ -47,6 +47,27 @@ EXIT_START_FAILED, EXIT_NEVER_READY, EXIT_DRAIN_EXPIRED, EXIT_INTERRUPTED = 1, 3
 log = logging.getLogger("zmesh.agent")
 
 
+class Watches:
+    """Descriptors, and what to do when something is there to be read."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._reactions: dict[int, Callable[[], None]] = {}
+
+    def add(self, fd: int, react: Callable[[], None]) -> None:
+        self._poller.watch(fd)
+        self._reactions[fd] = react
+
+    def drop(self, fd: int) -> None:
+        if self._reactions.pop(fd, None) is not None:
+            self._poller.forget(fd)
+
+    def wait(self, seconds: float | None) -> None:
+        for fd in self._poller.wait(seconds):
+            if fd in self._reactions:  # an earlier one may have dropped it
+                self._reactions[fd]()
+
+
 class Agent:
     """One run. `run` returns the exit code, with every child gone. Only in the main thread."""
 
@@ -54,10 +75,12 @@ class Agent:
         self._here, self._plan, self._settings, self._app, self._example = here, plan, settings, app, example
         self._slots = here.slots(Random(os.getpid()))
         peer = PeerId(os.urandom(16))
-        self._link = AgentLink(peer, socket.gethostname(), os.getpid(), plan.fingerprint, settings.limits())
+        host, limits = socket.gethostname(), settings.limits()
+        self._link = AgentLink(peer, host, os.getpid(), plan.fingerprint, limits, shape=plan.shape)
+        self._epoch = 0  # of the broker that our workers were last told of
         self._oom = OutOfMemoryKills()
-        self._watched: dict[int, Callable[[], None]] = {}
         self._poller = Poller()
+        self._watches = Watches(self._poller)
         self._connect_at: float | None = monotonic() if here.connect else None
         self._search = Search(here.connect, settings.connect_timeout / 1000, monotonic())
         where = here.bind or here.connect
@@ -92,8 +115,8 @@ class Agent:
             context = Context()
             held.callback(context.close)
             self._line = Line(context, front, self._poller, limits)
-            self._watch(self._signals.fd, self._heed_signals)
-            held.callback(lambda: sys.stderr.write(self._farewell))  # once nobody else can say anything
+            self._watches.add(self._signals.fd, self._heed_signals)
+            held.callback(lambda: sys.stderr.write(self._farewell))  # when nobody else can say anything any more
             held.callback(self._end_all)
             while self._exit_code is None:
                 self._turn()
@@ -106,9 +129,7 @@ class Agent:
 
     def _turn(self) -> None:
         self._start_due(monotonic())
-        for fd in self._poller.wait(self._patience()):
-            if fd in self._watched:
-                self._watched[fd]()
+        self._watches.wait(self._patience())
         events: list[AgentEvent] = [Tick()]
         now = monotonic()
         if self._connect_at is not None and now >= self._connect_at:
@@ -130,14 +151,6 @@ class Agent:
         if self._line.is_parking:
             return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
         return seconds
-
-    def _watch(self, fd: int, react: Callable[[], None]) -> None:
-        self._poller.watch(fd)
-        self._watched[fd] = react
-
-    def _unwatch(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None:
-            self._poller.forget(fd)
 
     def _look_at_the_clock(self, now: float) -> None:
         for slot in self._slots:
@@ -165,8 +178,8 @@ class Agent:
                     slot.start_at = now + slot.restarts.died(slot.worker_id, Deeds.NONE, now)
                     log.error("%s cannot be started: %s", slot.name, error)
                 else:
-                    self._watch(child.pipe.fd, partial(self._listen_to, slot))
-                    self._watch(child.pidfd, partial(self._bury, slot))
+                    self._watches.add(child.pipe.fd, partial(self._listen_to, slot))
+                    self._watches.add(child.pidfd, partial(self._bury, slot))
 
     def _listen_to(self, slot: Slot) -> None:
         child = slot.child
@@ -174,7 +187,7 @@ class Agent:
             return
         lines = child.pipe.receive()
         if lines is None:
-            self._unwatch(child.pipe.fd)  # its exit comes by the other way
+            self._watches.drop(child.pipe.fd)  # its exit comes by the other way
         for line in lines or []:
             match line:
                 case {"say": "ready"}:
@@ -199,8 +212,8 @@ class Agent:
         self._listen_to(slot)  # its last words
         child, deeds = slot.child, slot.deeds()
         assert child is not None, "its pidfd is watched only while it is there"
-        self._unwatch(child.pipe.fd)
-        self._unwatch(child.pidfd)
+        self._watches.drop(child.pipe.fd)
+        self._watches.drop(child.pidfd)
         code = child.reap()
         if self._to_leave is None or slot.role in self._to_leave:
             self._replace(slot, child, deeds, code)
@@ -226,6 +239,7 @@ class Agent:
                 what += f" ({class_name(slot.stage)})"
             why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
             exit_code = EXIT_NEVER_READY if slot.stage else EXIT_START_FAILED
+            log.warning("%s", slot.obituary(code))
             self._give_up(exit_code, f"{what} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
             return
         wait = slot.start_at - now
@@ -237,7 +251,7 @@ class Agent:
             log.error("%s failed to start\n%s", slot.name, child.failure.rstrip())
 
     def _give_up(self, exit_code: int, line: str, detail: str = "") -> None:
-        """End everything, with one line at the end of what is said."""
+        """End everything; `line` is the last that is said."""
         if self._exit_code is None:
             self._farewell = f"{detail.rstrip()}\nzmesh: {line}\n" if detail else f"zmesh: {line}\n"
             self._exit_code = exit_code
@@ -263,6 +277,11 @@ class Agent:
     def _tell(self, *events: AgentEvent) -> None:
         for effect in self._link.handle(*events, now=monotonic()):
             self._perform(effect)
+        if self._link.joined and self._link.epoch != self._epoch:
+            self._epoch = self._link.epoch
+            for slot in self._living("worker"):  # before their own next heartbeat
+                assert slot.child is not None, "the living have a process"
+                slot.child.pipe.send(say="epoch", epoch=self._epoch)
 
     def _perform(self, effect: AgentEffect) -> None:
         match effect:
@@ -279,16 +298,15 @@ class Agent:
                 log.log(logging.getLevelName(level.upper()), "%s", text)
             case End(kill):
                 self._obey(kill)
+            case Leave(reason):
+                self._give_up(EXIT_START_FAILED, reason)
 
     def _obey(self, kill: Kill) -> None:
         """Only if it still runs that lease: the order may be older than what it does now."""
         for slot in self._slots:
-            child = slot.child
-            if child is None or child.slate is None or child.peer != kill.peer or kill.interrupt:
-                continue
-            if child.slate.read().lease == kill.lease:
+            if slot.child is not None and slot.child.runs(kill.peer, kill.lease) and not kill.interrupt:
                 log.warning("%s is killed: %s", slot.name, kill.reason)
-                child.kill()
+                slot.child.kill()
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────────────────────────
 

@@ -47,7 +47,7 @@ from zmesh.messages import (
     Submit,
     Welcome,
 )
-from zmesh.transport import Context, Frames, Sent, stage_endpoint
+from zmesh.transport import Context, Frames, Monitor, Sent, stage_endpoint
 from zmesh.wire import decode, encode
 
 __all__ = ["Broker", "LocalPort"]
@@ -120,7 +120,7 @@ class Broker:
     ) -> None:
         self._limits, self._loop = limits, loop
         self._clock = time.monotonic
-        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock())
+        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock(), host=socket.gethostname())
         front = context.router(limits.frame_bytes_max, *fronts)
         of_stages = [[stage_endpoint(front, index) for front in fronts] for index in range(len(plan.stages))]
         self._routers = [front, *(context.router(limits.frame_bytes_max, *endpoints) for endpoints in of_stages)]
@@ -142,8 +142,10 @@ class Broker:
         """Bind every socket and listen. Raises StartError when an endpoint is taken."""
         for router in self._routers:
             router.bind()
-        for router in self._routers:
+        for index, router in enumerate(self._routers):
             self._loop.add_reader(router.fd, self._turn)
+            monitor = router.monitor()
+            self._loop.add_reader(monitor.fd, self._notice, index, monitor)
         self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
         self._schedule()
 
@@ -153,6 +155,7 @@ class Broker:
             self._timer.cancel()
         for router in self._routers:
             self._loop.remove_reader(router.fd)
+            self._loop.remove_reader(router.monitor().fd)
             router.close(linger_ms=100)
 
     # A gateway in the same process.
@@ -207,12 +210,17 @@ class Broker:
                     self._pending.append(events.SendFailed(effect.address, effect.message))
         if self._parked:
             self._retry(now)
-        if self.dispatcher.mesh.draining and not self.dispatcher.mesh.tasks:
+        if self.dispatcher.mesh.drain is not None and not self.dispatcher.mesh.tasks:
             self.drained.set()
         self._last_turn = self._clock()
         if more or self._pending or any(router.pending() for router in self._routers):
             self._schedule()
         self._arm()
+
+    def _notice(self, index: int, monitor: Monitor) -> None:
+        if monitor.take():
+            self._pending.append(events.ConnectionLost(index))
+            self._schedule()
 
     def _perform(self, effect: DispatcherEffect) -> None:
         match effect:

@@ -66,6 +66,7 @@ class BrokerLink:
             limits=limits,
             random=random,
             routes=routes,
+            shape=plan.shape,
         )
         self._port, self._clock = port, clock
         self._loop: asyncio.AbstractEventLoop | None = None

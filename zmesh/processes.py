@@ -17,7 +17,7 @@ from time import monotonic
 
 from zmesh.config import StagePlan
 from zmesh.core.restarts import Deeds, Restarts
-from zmesh.messages import Exited, PeerId, WorkerBeat
+from zmesh.messages import Exited, LeaseId, PeerId, WorkerBeat
 from zmesh.pipe import PIPE_VARIABLE, Slate, pipe_pair
 
 __all__ = ["Child", "OutOfMemoryKills", "Slot", "signal_name"]
@@ -75,6 +75,10 @@ class Child:
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.pipe.send(**document, peer=self.peer.hex(), **({"slate": slate.fd} if slate else {}))
+
+    def runs(self, peer: PeerId, lease: LeaseId) -> bool:
+        """Whether it is that process, and this is what it does now."""
+        return self.slate is not None and self.peer == peer and self.slate.read().lease == lease
 
     def kill(self) -> None:
         """At once, and whatever it started with it. Harmless when it has ended already."""

@@ -217,6 +217,7 @@ class _Document:
             max_batch_size=self.stage.max_batch_size,
             prefetch=self.stage.prefetch,
             limits=self.settings.limits(),
+            shape=self.plan.shape,
         )
 
 
@@ -285,17 +286,19 @@ class WorkerLoop:
         if events or self._next is None:
             self._handle(*(events or [Tick()]))
 
-    def _commands(self) -> list[DrainAsked]:
+    def _commands(self) -> list[SessionEvent]:
         lines = self._pipe.receive()
         if lines is None:
             os._exit(1)  # our agent is gone, and we with it
-        drains = []
+        commands: list[SessionEvent] = []
         for line in lines:
             seconds = line.get("seconds")
             if line.get("say") == "drain" and isinstance(seconds, int | float):
                 deadline_ms = max(1, int(seconds * 1000))
-                drains.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
-        return drains
+                commands.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
+            elif line.get("say") == "epoch" and self._session.epoch not in (0, line.get("epoch")):
+                commands.append(LinkLost())  # our broker is another one now
+        return commands
 
     def _run(self) -> None:
         lease, self._next = self._next, None

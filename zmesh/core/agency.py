@@ -86,6 +86,11 @@ class AgentLink:
     def joined(self) -> bool:
         return self._contact.joined
 
+    @property
+    def epoch(self) -> int:
+        """Of the broker that last welcomed it; 0 before."""
+        return self._contact.epoch
+
     def heartbeat(self, workers: list[WorkerBeat]) -> Heartbeat:
         return Heartbeat(self._contact.epoch, 0, workers)
 

@@ -95,6 +95,11 @@ class Session:
         self._leave: Leave | None = None
 
     @property
+    def epoch(self) -> int:
+        """Of the broker that last welcomed it; 0 before."""
+        return self._contact.epoch
+
+    @property
     def held(self) -> int:
         """How many leases are in hand, running and waiting."""
         return len(self._waiting) + (self._running is not None)

@@ -59,24 +59,27 @@ def _fail(text: str, code: int) -> NoReturn:
 def _readable(error: click.ClickException) -> str:
     """One line: what is wrong, and where to read more."""
     if isinstance(error, click.NoSuchOption):
-        return _unknown_option(error.option_name)
+        return _unknown_option(error.option_name, error.ctx.command if error.ctx else zmesh)
     said = " ".join(error.format_message().split())
     said = (said[:1].lower() + said[1:]).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{said}; see {context.command_path} --help" if context is not None else said
 
 
-def _unknown_option(name: str) -> str:
-    for option in OPTIONS:
-        if name in (option.flag, *option.aliases):
-            owners = " and ".join(f"zmesh {verb}" for verb in option.verbs)
-            return f"there is no option {name} here; it belongs to {owners}"
-    return f"there is no option {name};{_meant_option(name)} options of the file itself follow --"
+def _unknown_option(name: str, command: click.Command) -> str:
+    if verbs := _verbs_of(name):
+        return f"{name} is an option of {' and '.join(f'zmesh {verb}' for verb in verbs)}; see zmesh --help"
+    return f"there is no option {name};{_meant_option(name, command)} options of the file itself follow --"
 
 
-def _meant_option(name: str) -> str:
-    flags = [flag for option in OPTIONS for flag in (option.flag, *option.aliases)]
-    return _meant(name.lstrip("-"), [flag.lstrip("-") for flag in flags], "--", NEARNESS_OF_OPTIONS)
+def _verbs_of(name: str) -> tuple[str, ...]:
+    """The verbs that take this option of ours; none for what is no option of ours."""
+    return next((tuple(one.verbs) for one in OPTIONS if name in (one.flag, *one.aliases)), ())
+
+
+def _meant_option(name: str, command: click.Command) -> str:
+    flags = [flag.removeprefix("--") for parameter in command.params for flag in parameter.opts if "--" in flag]
+    return _meant(name.removeprefix("--"), flags, "--", NEARNESS_OF_OPTIONS)
 
 
 def _meant(name: str, known: Iterable[str], before: str, nearness: float) -> str:
@@ -137,8 +140,8 @@ def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], t
         sys.exit(end.exit_code)
     for arg in context.args:
         name = arg.partition("=")[0]
-        if name.startswith("--") and _meant_option(name):
-            raise UsageError(_unknown_option(name))
+        if name.startswith("--") and (_verbs_of(name) or _meant_option(name, command)):
+            raise UsageError(_unknown_option(name, command))
     if any(arg.startswith("-") for arg in context.args):
         click.echo(f"zmesh: not options of zmesh, left to {program}: {' '.join(context.args)}", err=True)
     return _given(context.params), (*context.args, *user_args)

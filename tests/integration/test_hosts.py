@@ -57,6 +57,7 @@ def test_two_hosts_read_the_same_digits(hosts: tuple[Host, Host], layout: str) -
         done = subprocess.run(head.command(*client), capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "40 of 40 right" in done.stdout.splitlines()[-1]
+        assert ("insecure" in head.request("GET", http, "/readyz").json()) == bool(insecure)
         workers = [1, 2, 1]
         wait_until(
             lambda: [len(one["workers"]) for one in head.request("GET", http, "/mesh").json()["stages"]] == workers

@@ -142,3 +142,28 @@ def is_served(host: Host, port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_host_with_another_app_is_refused_and_told_what_differs(tmp_path: Path) -> None:
+    other = tmp_path / "app.py"
+    other.write_text(
+        "from zmesh import Server, Worker\n"
+        "class First(Worker):\n    def forward(self, data):\n        return data\n"
+        "class Third(First): pass\n"
+        "server = Server()\n"
+        "server.append_worker(First, route='/double')\nserver.append_worker(Third, route='/double')\n"
+    )
+    with loopback_hosts() as (host, _), ExitStack() as running:
+        http = free_ports(4)
+        bind = f"tcp://127.0.0.1:{http + 1}"
+        head = running.enter_context(host.program("run", APP, "--bind", bind, "--port", http))
+        host.wait_ready(http)
+        for verb, more in (("worker", []), ("gateway", ["--port", "0"])):
+            with host.program(verb, other, "--connect", bind, *more) as stranger:
+                assert stranger.process.wait(20) == 1
+                last = stranger.log().splitlines()[-1]
+            assert last.startswith("zmesh: ") and "Second" in last and "Third" in last, last
+            print(last)
+        assert workers(host, http) == [2, 2]
+        assert host.request("POST", http, *doubled(1, 1)).status == 200
+        assert head.stop() == 0

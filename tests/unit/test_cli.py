@@ -260,7 +260,7 @@ def test_what_looks_like_a_slip_in_an_option_of_ours_is_not_left_to_the_file(typ
 
 def test_an_option_of_another_verb_is_not_left_to_the_file():
     with pytest.raises(
-        UsageError, match="^--connect is an option of zmesh worker and zmesh gateway; see zmesh --help$"
+        UsageError, match=r"^--connect is an option of zmesh worker and zmesh gateway; see zmesh --help$"
     ):
         parse_known(["--connect", "tcp://127.0.0.1:5555"], "a")
 

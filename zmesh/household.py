@@ -70,7 +70,7 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
     bind = connect = ""
     if verb in ("worker", "gateway"):
         if not settings.connect:
-            raise UsageError(f"zmesh {verb} needs --connect tcp://HOST:PORT, what the broker was told to --bind")
+            raise UsageError(f"{verb} needs --connect tcp://HOST:PORT, what the broker was told to --bind")
         connect = broker_address("--connect", settings.connect, count, insecure=insecure)
     elif settings.bind:
         bind = broker_address("--bind", settings.bind, count, insecure=insecure)
@@ -81,7 +81,7 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
             return Household(verb, ("gateway",), (), bind, connect)
         case "broker":
             if not bind:
-                raise UsageError("zmesh broker needs --bind tcp://HOST:PORT: without it nobody could join")
+                raise UsageError("broker needs --bind tcp://HOST:PORT: without it nobody could join")
             return Household(verb, ("broker",), (), bind, connect)
     if settings.no_workers and settings.stage:
         raise UsageError("--no-workers and --stage contradict each other; leave one of them out")

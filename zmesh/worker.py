@@ -7,7 +7,7 @@ so a subclass reads them in its own `__init__` and need not call `super().__init
 JSON is read and written by orjson when it is installed, else by the standard library, and means the same with both.
 Where orjson would differ (NaN, which it writes as null; integers beyond 64 bits, which it reads as floats; lone
 surrogates; keys that are not text) the standard library has the last word. Only the spelling of some floats differs
-(1e-7, 1e-07). NaN and Infinity, which JSON has not, are read and never written: half of the clients could not.
+(1e-7, 1e-07).
 """
 
 from __future__ import annotations
@@ -130,19 +130,9 @@ def _write_json(value: Any) -> bytes:
             if b"null" not in written:  # else it may have been a NaN
                 return written
     try:
-        return _dumps(value, ensure_ascii=False).encode()
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_as_json).encode()
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8, only an escape
-        return _dumps(value, ensure_ascii=True).encode()
-
-
-def _dumps(value: Any, *, ensure_ascii: bool) -> str:
-    try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=ensure_ascii, allow_nan=False, default=_as_json)
-    except ValueError as error:
-        if not str(error).startswith("Out of range float"):
-            raise
-        text = "it contains NaN or Infinity, which JSON has not; return None for it, or override serialize"
-        raise ValueError(text) from None
+        return json.dumps(value, separators=(",", ":"), default=_as_json).encode()
 
 
 def _as_json(value: Any) -> Any:

@@ -521,7 +521,6 @@ ROUTES: dict[str, str] = {
     "`forward` returns too few results": "/short",
     "`forward` returns no list": "/no-list",
     "a result that JSON has not": "/not-json",
-    "a result that is NaN": "/nan",
     "`serialize` returns text": "/text",
     "`deserialize` raises what is no `DecodingError`": "/picky",
     "`forward` is slower than `--timeout`": "/slow",

@@ -31,11 +31,6 @@ class NotJson(Worker):
         return {1, 2}
 
 
-class NotANumber(Worker):
-    def forward(self, data):
-        return {"score": float("nan")}
-
-
 class Text(Worker):
     def forward(self, data):
         return data
@@ -70,7 +65,6 @@ if __name__ == "__main__":
     server.append_worker(Short, max_batch_size=8, route="/short")
     server.append_worker(NoList, max_batch_size=8, route="/no-list")
     server.append_worker(NotJson, route="/not-json")
-    server.append_worker(NotANumber, route="/nan")
     server.append_worker(Text, route="/text")
     server.append_worker(Picky, route="/picky")
     server.append_worker(Slow, route="/slow")

@@ -146,6 +146,7 @@ class Broker:
             self._loop.add_reader(router.fd, self._turn)
             monitor = router.monitor()
             self._loop.add_reader(monitor.fd, self._notice, index, monitor)
+            self._loop.call_soon(self._notice, index, monitor)
         self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
         self._schedule()
 
@@ -218,7 +219,7 @@ class Broker:
         self._arm()
 
     def _notice(self, index: int, monitor: Monitor) -> None:
-        if monitor.take():
+        if not self._closed and monitor.take():
             self._pending.append(events.ConnectionLost(index))
             self._schedule()
 

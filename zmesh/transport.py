@@ -171,6 +171,7 @@ def _socket(
 ) -> zmq.Socket[bytes]:
     """The table of socket options; nobody else sets any. Times in milliseconds, keep-alive in seconds."""
     socket: zmq.Socket[bytes] = context.socket(kind)
+    is_far = not all(endpoint.startswith("ipc://") for endpoint in endpoints)
     options: dict[int, int] = {
         zmq.LINGER: 0,
         zmq.SNDHWM: 4000,
@@ -195,7 +196,7 @@ def _socket(
         options |= {
             zmq.IMMEDIATE: 1,  # never queue for a broker that is away: its successor knows nothing of it
             zmq.RECONNECT_IVL: random.randint(20, 60),
-            zmq.RECONNECT_IVL_MAX: random.randint(1000, 2000),
+            zmq.RECONNECT_IVL_MAX: random.randint(1000, 2000) if is_far else random.randint(80, 120),
             zmq.CONNECT_TIMEOUT: 3000,
         }
     for option, value in options.items():
@@ -204,7 +205,10 @@ def _socket(
 
 
 class Monitor:
-    """Tells that connections of one socket were lost, not whose."""
+    """Tells that connections of one socket were lost, not whose.
+
+    Ask `take` once before waiting for `fd`: only a reader that found nothing is woken.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)

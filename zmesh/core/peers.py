@@ -49,6 +49,10 @@ class Gateway(Peer):
         outcomes = self._again if status is Status.AGAIN else self.owed
         outcomes.refuse(task, int(status), text, deadline)
 
+    def answered(self) -> set[TaskId]:
+        """The tasks whose answers are decided in this turn, or kept."""
+        return self.kept.answered().union(self.owed.ids)
+
     def settle(self, limits: Limits) -> list[Reply]:
         """Everything owed, as numbered messages, which are kept."""
         replies: list[Reply] = []

@@ -180,6 +180,7 @@ def end_peer(mesh: Mesh, peer: Peer) -> None:
     mesh.directory.close(peer)
     mesh.effects.append(Forget(peer.address))
     mesh.held.pop(peer.session, None)
+    mesh.owed.pop(peer.session, None)
     cancel(mesh, [task for task in mesh.tasks.values() if task.gateway is peer], "its gateway is gone")
 
 

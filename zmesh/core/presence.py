@@ -206,8 +206,8 @@ def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
 
 
 def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
-    """An unsent TASKS un-makes its lease. Unsent answers and acknowledgements are said again with the next sweep, answers
-    perhaps not before the next session."""
+    """An unsent TASKS un-makes its lease. An unsent REPLY is said again with the next sweep or in the next session, an
+    unsent acknowledgement with the next TASKS or sweep."""
     peer, message = mesh.directory.at(event.address), event.message
     if isinstance(peer, Gateway) and isinstance(message, Reply):
         peer.kept.lose(message)

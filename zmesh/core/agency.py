@@ -133,7 +133,9 @@ class AgentLink:
     def _note(self, exited: Exited) -> None:
         exited = replace(exited, reason=tail(exited.reason, LONG_TEXT_BYTES_MAX))
         if len(self._exits) >= EXITS_MAX:
-            del self._exits[next(iter(self._exits))]
+            oldest = next(iter(self._exits))
+            del self._exits[oldest]
+            self._unsaid.pop(oldest, None)
         self._exits[exited.peer] = self._unsaid[exited.peer] = exited
 
     def _hand_out(self, now: float) -> list[AgentEffect]:

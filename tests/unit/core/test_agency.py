@@ -98,6 +98,7 @@ def test_exits_without_a_broker_are_said_to_the_next_one(fresh: AgentLink):
 
 def test_exits_are_bounded_and_the_oldest_is_forgotten(fresh: AgentLink):
     fresh.handle(*(WorkerGone(exited(n)) for n in range(EXITS_MAX + 2)), now=0)
+    assert len(fresh._unsaid) == EXITS_MAX
     fresh.handle(Started(), now=0)
     heard = said(fresh.handle(welcome(), now=0.1))
     assert len(heard) == EXITS_MAX and heard[0] == exited(2)

@@ -31,7 +31,7 @@ from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
 from zmesh.hosting import Search, Signals, announcement, class_name, curl_data, stage_table
 from zmesh.household import LEAVING_ORDER, House, Household, household
-from zmesh.line import RETRY_SECONDS, Line
+from zmesh.line import Line
 from zmesh.messages import Kill, PeerId
 from zmesh.processes import Child, OutOfMemoryKills, Slot, signal_name
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
@@ -146,11 +146,7 @@ class Agent:
         moments = [self._link.next_wakeup(), self._connect_at, self._leave_until, self._warn_at]
         moments += [self._search.note_at, self._search.give_up_at]
         moments += [moment for slot in self._slots for moment in (slot.start_at, slot.help_at)]
-        due = [moment for moment in moments if moment is not None]
-        seconds = max(0.0, min(due) - monotonic()) if due else None
-        if self._line.is_parking:
-            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        return seconds
+        return self._line.patience(*moments)
 
     def _look_at_the_clock(self, now: float) -> None:
         for slot in self._slots:
@@ -295,7 +291,7 @@ class Agent:
                 self._line.disconnect()
                 self._connect_at = monotonic() + after_seconds
             case Report(level, text):
-                log.log(logging.getLevelName(level.upper()), "%s", text)
+                logs.say(log, level, text)
             case End(kill):
                 self._obey(kill)
             case Leave(reason):

@@ -1,7 +1,7 @@
-"""What peers say of themselves, and what their silence says: greetings, credit, exits, lost links.
+"""What peers say of themselves, and what is found out about them: greetings, credit, exits, lost links.
 
-An agent's word that a process ended is believed; that a link broke or a peer is silent is a reason to wait for it to
-come back, for a while. A busy worker may be silent for as long as its model takes.
+An agent's word that a process ended is believed; that a link broke is a reason to wait for its peer to come back, for a
+while.
 """
 
 from __future__ import annotations

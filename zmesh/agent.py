@@ -29,9 +29,10 @@ from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, Wor
 from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
+from zmesh.errors import DrainExpired, NeverReady, StartError
 from zmesh.hosting import Search, Signals, announcement, class_name, curl_data, stage_table
 from zmesh.household import LEAVING_ORDER, House, Household, household
-from zmesh.line import RETRY_SECONDS, Line
+from zmesh.line import Line
 from zmesh.messages import Kill, PeerId
 from zmesh.processes import Child, OutOfMemoryKills, Slot, signal_name
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
@@ -42,7 +43,7 @@ DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their ti
 KILL_SECONDS = 5.0  # for killed processes to be gone; one that hangs in its driver may take for ever
 QUIET_EXIT_SECONDS = 2.0  # from a worker's word that it failed, or left, to its exit; then it is helped
 INSECURE_SECONDS = 60.0  # between two warnings that an address is open to strangers
-EXIT_START_FAILED, EXIT_NEVER_READY, EXIT_DRAIN_EXPIRED, EXIT_INTERRUPTED = 1, 3, 4, 130
+EXIT_INTERRUPTED = 130  # by a second SIGINT
 
 log = logging.getLogger("zmesh.agent")
 
@@ -146,11 +147,7 @@ class Agent:
         moments = [self._link.next_wakeup(), self._connect_at, self._leave_until, self._warn_at]
         moments += [self._search.note_at, self._search.give_up_at]
         moments += [moment for slot in self._slots for moment in (slot.start_at, slot.help_at)]
-        due = [moment for moment in moments if moment is not None]
-        seconds = max(0.0, min(due) - monotonic()) if due else None
-        if self._line.is_parking:
-            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        return seconds
+        return self._line.patience(*moments)
 
     def _look_at_the_clock(self, now: float) -> None:
         for slot in self._slots:
@@ -164,7 +161,7 @@ class Agent:
             where = self._here.bind or self._here.connect
             log.warning("%s can be reached by other hosts and nothing there is locked (--insecure)", where)
         if hopeless := self._search.look(now, self._link.joined):
-            self._give_up(EXIT_START_FAILED, hopeless)
+            self._give_up(StartError.exit_code, hopeless)
 
     # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -203,7 +200,7 @@ class Agent:
                     slot.help_at = monotonic() + QUIET_EXIT_SECONDS
                     if held and self._here.serves_others:
                         log.error("%s left %d batches unfinished", slot.name, held)
-                        self._drain_exit_code = EXIT_DRAIN_EXPIRED
+                        self._drain_exit_code = DrainExpired.exit_code
                 case _:
                     log.debug("%s says what we do not know: %r", slot.name, line)
 
@@ -218,7 +215,7 @@ class Agent:
         if self._to_leave is None or slot.role in self._to_leave:
             self._replace(slot, child, deeds, code)
         elif code and child.is_ready and slot.role != "worker":
-            self._drain_exit_code = EXIT_DRAIN_EXPIRED
+            self._drain_exit_code = DrainExpired.exit_code
         if slot.stage is not None:
             is_oom = code == -signal.SIGKILL and self._oom.rose()
             is_failing = slot.restarts.is_failing
@@ -238,7 +235,7 @@ class Agent:
             if slot.stage and class_name(slot.stage) != slot.stage.name:
                 what += f" ({class_name(slot.stage)})"
             why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
-            exit_code = EXIT_NEVER_READY if slot.stage else EXIT_START_FAILED
+            exit_code = NeverReady.exit_code if slot.stage else StartError.exit_code
             log.warning("%s", slot.obituary(code))
             self._give_up(exit_code, f"{what} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
             return
@@ -295,11 +292,11 @@ class Agent:
                 self._line.disconnect()
                 self._connect_at = monotonic() + after_seconds
             case Report(level, text):
-                log.log(logging.getLevelName(level.upper()), "%s", text)
+                logs.say(log, level, text)
             case End(kill):
                 self._obey(kill)
             case Leave(reason):
-                self._give_up(EXIT_START_FAILED, reason)
+                self._give_up(StartError.exit_code, reason)
 
     def _obey(self, kill: Kill) -> None:
         """Only if it still runs that lease: the order may be older than what it does now."""
@@ -365,7 +362,7 @@ class Agent:
             self._exit_code = self._drain_exit_code
         else:
             log.error("the time to drain is over and accepted requests are left; everything ends now")
-            self._exit_code = EXIT_DRAIN_EXPIRED
+            self._exit_code = DrainExpired.exit_code
 
 
 def welcome(here: Household, plan: Plan, app: str, listener: socket.socket | None, data: str) -> str:

@@ -23,6 +23,7 @@ from itertools import count
 from random import SystemRandom
 from typing import NamedTuple
 
+from zmesh import logs
 from zmesh.config import Limits, Plan
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
@@ -62,7 +63,6 @@ PARKED_SECONDS_MAX = 5.0
 PARKED_BYTES_MAX = 256 * 1024 * 1024
 LAG_WARN_SECONDS = 0.050
 LOCAL = -1
-LEVELS = logging.getLevelNamesMapping()
 
 HEARD: Mapping[type, Callable[..., DispatcherEvent]] = {
     Submit: events.TasksSubmitted,
@@ -230,7 +230,7 @@ class Broker:
             case Forget():
                 self._forget(effect.address)
             case Report():
-                logger.log(LEVELS[effect.level.upper()], effect.text)
+                logs.say(logger, effect.level, effect.text)
 
     def _read(self, happened: list[DispatcherEvent], until: float) -> bool:
         """Take messages from all sockets until they are empty or time is up; whether some may be left."""

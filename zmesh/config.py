@@ -106,7 +106,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Stage names and order, routes and IPC codecs: what must agree between a broker and its workers.
+        """Stage names and order, routes and IPC codecs: what must agree between a broker and who joins it.
 
         Not num, env, host, batching or timeouts: those can be rolled over a running mesh.
         """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from dataclasses import replace
+from time import monotonic
 from typing import Protocol
 
 from zmesh.config import Limits
@@ -46,6 +47,14 @@ class Line:
     @property
     def is_parking(self) -> bool:
         return bool(self._parked)
+
+    def patience(self, *moments: float | None) -> float | None:
+        """How many seconds its owner may wait for the first of these moments; None for as long as nothing happens."""
+        due = [moment for moment in moments if moment is not None]
+        seconds = max(0.0, min(due) - monotonic()) if due else None
+        if self._parked:
+            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
+        return seconds
 
     @property
     def is_overfull(self) -> bool:

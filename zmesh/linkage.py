@@ -18,6 +18,7 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import Any, Protocol, cast
 
+from zmesh import logs
 from zmesh.config import Limits, Plan
 from zmesh.core.effects import Answer, Leave, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started, Tick
@@ -29,7 +30,6 @@ __all__ = ["BrokerLink", "BrokerSilent", "Done", "Port"]
 logger = logging.getLogger("zmesh.gateway")
 
 STATS_SECONDS = 2.0  # a broker that takes longer to say how it is counts as silent
-LEVELS = logging.getLevelNamesMapping()
 
 Done = Callable[[int, Payload], None]
 """Takes the status (a `Status` as int) and the payload of one request; called once."""
@@ -195,7 +195,7 @@ class BrokerLink:
                     logger.exception("the way to the broker broke")
                     self._events.append(LinkLost())
             case Report(level, text):
-                logger.log(LEVELS[level.upper()], text)
+                logs.say(logger, level, text)
             case Reconnect(after_seconds):
                 self._port.close()
                 if self._loop is not None and not self._closed:

@@ -59,7 +59,7 @@ class AppError(StartError):
 
 @dataclass(slots=True)
 class Verb:
-    """What this process is here for: run, gateway, check, import, or nothing yet (`python app.py`).
+    """What this process is here for: a verb of the command line, import, or nothing yet (`python app.py`).
 
     `given` are the settings of the command line, by their names; `has_started` is set once `Server.run()` got to work.
     """

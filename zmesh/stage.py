@@ -25,7 +25,7 @@ from zmesh.core.events import DrainAsked, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
 from zmesh.declaring import declaration
 from zmesh.errors import DeclarationError
-from zmesh.line import RETRY_SECONDS, Line
+from zmesh.line import Line
 from zmesh.loader import AppError, load_worker_class
 from zmesh.messages import Credit, Drain, PeerId, Phase, SessionId, WorkerState
 from zmesh.pipe import Pipe, Slate, child_pipe
@@ -253,7 +253,7 @@ class WorkerLoop:
     def run(self) -> Leave:
         while self._left is None:
             if self._next is None:
-                self._poller.wait(self._patience())
+                self._poller.wait(self._line.patience(self._session.next_wakeup(), self._connect_at))
             self._listen()
             if self._next is not None and self._left is None:
                 self._run()
@@ -261,14 +261,6 @@ class WorkerLoop:
         self._line.flush()
         self._line.disconnect(linger_ms=GOODBYE_MS)
         return self._left
-
-    def _patience(self) -> float | None:
-        """How long nothing needs to be done by itself."""
-        ends = [moment for moment in (self._session.next_wakeup(), self._connect_at) if moment is not None]
-        seconds = max(0.0, min(ends) - monotonic()) if ends else None
-        if self._line.is_parking:
-            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        return seconds
 
     def _listen(self) -> None:
         """Everything that was said to us, before anything is run: so a CANCEL overtakes the TASKS it is about."""
@@ -329,7 +321,7 @@ class WorkerLoop:
                 self._line.disconnect()
                 self._connect_at = monotonic() + after_seconds
             case Report(level, text):
-                log.log(logging.getLevelName(level.upper()), "%s", text)
+                logs.say(log, level, text)
             case Leave():
                 self._left = effect
 

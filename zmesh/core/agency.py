@@ -13,7 +13,7 @@ from math import inf
 from typing import TypeAlias
 
 from zmesh.config import Limits
-from zmesh.core.contact import Contact, ContactState, Step
+from zmesh.core.contact import Contact, ContactState
 from zmesh.core.difference import shape_for_hello
 from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
@@ -28,7 +28,6 @@ from zmesh.messages import (
     Kill,
     PeerId,
     Refuse,
-    RefuseCode,
     Role,
     SessionId,
     Welcome,
@@ -96,21 +95,22 @@ class AgentLink:
 
     def handle(self, *events: AgentEvent, now: float) -> list[AgentEffect]:
         """Take what happened, in order, and return what must be done, in order."""
-        self._contact.turn(now)
+        contact = self._contact
+        contact.turn(now)
         for event in events:
             match event:
                 case Started():
-                    self._contact.start(now)
+                    contact.start(now)
                 case Heard(session, message):
                     self._hear(session, message, now)
                 case WorkerGone(exited):
                     self._note(exited)
                 case LinkLost():
-                    self._lose(0.0)
+                    self._effects += contact.lose(0.0)
                 case _:
                     pass  # a Tick
-        if self._contact.is_silent(now):
-            self._lose(0.0)
+        if contact.is_silent(now):
+            self._effects += contact.lose(0.0)
         return self._hand_out(now)
 
     def _hear(self, session: SessionId, message: object, now: float) -> None:
@@ -125,30 +125,18 @@ class AgentLink:
                     self._exits.pop(peer, None)
             case Kill() if ours:
                 self._effects.append(End(message))
-            case Refuse(code=RefuseCode.UNKNOWN_PEER):
-                self._lose(0.0)
             case Refuse() as refuse:
-                self._take_no(refuse)
+                self._effects += contact.refused(refuse, "agent")
             case _:
                 pass  # a sign of life
-
-    def _take_no(self, refuse: Refuse) -> None:
-        again_after = self._contact.refused(refuse)
-        if again_after is not None:
-            self._effects.append(Report("error", f"the broker refuses this agent: {refuse.text}"))
-            self._lose(again_after)
-        elif self._contact.state is not ContactState.LEFT:
-            self._contact.step(Step.LEFT)
-            self._effects.append(Leave(refuse.text, 1))
 
     def _note(self, exited: Exited) -> None:
         exited = replace(exited, reason=tail(exited.reason, LONG_TEXT_BYTES_MAX))
         if len(self._exits) >= EXITS_MAX:
-            del self._exits[next(iter(self._exits))]
+            oldest = next(iter(self._exits))
+            del self._exits[oldest]
+            self._unsaid.pop(oldest, None)
         self._exits[exited.peer] = self._unsaid[exited.peer] = exited
-
-    def _lose(self, again_after: float) -> None:
-        self._effects += self._contact.lose(again_after)
 
     def _hand_out(self, now: float) -> list[AgentEffect]:
         contact = self._contact

@@ -12,7 +12,7 @@ from math import inf
 
 from zmesh import messages
 from zmesh.config import Limits
-from zmesh.core.effects import Reconnect
+from zmesh.core.effects import Leave, Reconnect, Report
 from zmesh.core.parts import parts
 from zmesh.messages import Payload, RefuseCode, SessionId
 
@@ -56,7 +56,7 @@ class Contact:
         self.rows_max, self.inline_bytes_max = limits.message_rows_max, limits.message_inline_bytes_max
         self.frame_bytes_max = limits.frame_bytes_max
         self.was_joined = False  # ever
-        self._refusals = 0  # since it was last joined
+        self._back_off = 1  # by how much the next wait after a final no is longer
         self.speak_at = inf  # when the next HELLO, or the next sign of life, is due
         self.heard_at = self._turned_at = -inf
 
@@ -86,7 +86,7 @@ class Contact:
         self.step(Step.WELCOMED)
         if repeated or not self.joined:
             return False
-        self.was_joined, self._refusals = True, 0
+        self.was_joined, self._back_off = True, 1
         self.epoch, self.session = welcome.epoch, welcome.session
         self.heartbeat_seconds, self.dead_seconds = welcome.heartbeat_ms / 1000, welcome.dead_ms / 1000
         self.rows_max, self.inline_bytes_max = max(1, welcome.message_rows_max), welcome.message_inline_bytes_max
@@ -101,20 +101,23 @@ class Contact:
         self.session = SessionId(0)
         return [] if asked else [Reconnect(again_after)]
 
-    def refused(self, refuse: messages.Refuse) -> float | None:
-        """In how many seconds to try again after a no; None for never.
+    def refused(self, refuse: messages.Refuse, who: str) -> list[Report | Reconnect | Leave]:
+        """What a gateway or an agent does about a no.
 
         A program that no broker ever welcomed ends with a no that will not change: its version, app, key or role is
         wrong, and somebody has to look at it. One that was welcome before tries again, ever more rarely: the broker may
         have been replaced by a wrong one, and is put back.
         """
+        if refuse.code is RefuseCode.UNKNOWN_PEER or self.state is ContactState.LEFT:
+            return [*self.lose(0.0)]
         wait = refuse.retry_after_ms / 1000 or self.heartbeat_seconds
-        if refuse.code not in FINAL:
-            return wait
-        if not self.was_joined:
-            return None
-        self._refusals += 1
-        return wait * min(2.0 ** (self._refusals - 1), BACK_OFF_FACTOR_MAX)
+        if refuse.code in FINAL:
+            if not self.was_joined:
+                self.step(Step.LEFT)
+                return [Leave(refuse.text, 1)]
+            wait *= self._back_off
+            self._back_off = min(2 * self._back_off, BACK_OFF_FACTOR_MAX)
+        return [Report("error", f"the broker refuses this {who}: {refuse.text}"), *self.lose(wait)]
 
     def spoke(self, now: float) -> None:
         self.speak_at = now + self.heartbeat_seconds

@@ -26,8 +26,11 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
     submit = event.message
     mesh.acknowledge(gateway, submit.handled)
     mesh.owed[gateway.session] = gateway
-    # The answers that are kept were said in this session already, or will be, so nothing is said twice here.
-    answered = gateway.kept.answered() if submit.again and len(gateway.kept) else NOBODY
+    # These answers were said in this session already, or will be, so nothing is said twice here.
+    answered = gateway.answered() if submit.again else NOBODY
+    is_in_doubt = submit.again and gateway.was_given_up  # it may have run already
+    if submit.all:
+        gateway.was_given_up = False
     route = mesh.routes.get(submit.route)
     if route is None:
         _refuse(mesh, gateway, submit, answered, Status.INTERNAL, f"the broker knows no route {submit.route}")
@@ -35,10 +38,10 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
     failing = next((text for index in route.stages if (text := mesh.stages[index].failing)), None)
     if failing is not None:
         _refuse(mesh, gateway, submit, answered, Status.UNAVAILABLE, failing)
+    elif is_in_doubt and not all(mesh.stages[index].plan.retry for index in route.stages):
+        _refuse(mesh, gateway, submit, answered, Status.INTERNAL, "outcome unknown")
     elif mesh.drain is not None:
         _refuse(mesh, gateway, submit, answered, Status.AGAIN, AGAIN_AFTER_MS)
-    elif submit.again and gateway.was_given_up and not all(mesh.stages[index].plan.retry for index in route.stages):
-        _refuse(mesh, gateway, submit, answered, Status.INTERNAL, "outcome unknown")  # it may have run already
     else:
         _admit(mesh, gateway, route, submit, answered)
 

@@ -28,13 +28,13 @@ from random import Random
 
 from zmesh import messages
 from zmesh.config import Limits
-from zmesh.core.contact import Contact, ContactState, Step
+from zmesh.core.contact import Contact, ContactState
 from zmesh.core.difference import shape_for_hello
-from zmesh.core.effects import Answer, Leave, LinkEffect, Report, Transmit
+from zmesh.core.effects import Answer, LinkEffect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started
 from zmesh.core.parts import lists
 from zmesh.core.replies import reply_bytes
-from zmesh.messages import Columns, Context, Message, Payload, PeerId, RefuseCode, SessionId, State, Status, TaskId
+from zmesh.messages import Columns, Context, Message, Payload, PeerId, SessionId, State, Status, TaskId
 
 __all__ = ["Link", "Request"]
 
@@ -218,7 +218,7 @@ class Link:
             case messages.Welcome() as welcome:
                 self._join(welcome, now)
             case messages.Refuse() as refuse:
-                self._take_no(refuse)
+                self._effects += self._contact.refused(refuse, "gateway")
             case messages.Drain() as drain:
                 self._planned = True
                 self._report("info", f"the broker is about to go: {drain.reason}")
@@ -272,16 +272,6 @@ class Link:
                 self._settle(request, Status.INTERNAL, b"the broker was lost too often")
         if orphans:
             self._report("warning", f"the broker lost its memory, with {len(orphans)} requests in it")
-
-    def _take_no(self, refuse: messages.Refuse) -> None:
-        if refuse.code == RefuseCode.UNKNOWN_PEER:
-            self._effects += self._contact.lose(0.0)
-        elif (again_after := self._contact.refused(refuse)) is not None:
-            self._report("error", f"the broker refuses this gateway: {refuse.text}")
-            self._effects += self._contact.lose(again_after)
-        elif self._contact.state is not ContactState.LEFT:
-            self._contact.step(Step.LEFT)
-            self._effects.append(Leave(refuse.text, 1))
 
     def _lose(self) -> None:
         """Soon after a session; after a HELLO without an answer there is nobody to hurry for."""

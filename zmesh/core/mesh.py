@@ -1,7 +1,7 @@
 """Everything a broker knows, and the few primitive changes that keep its counts true.
 
-The mesh is the state; `intake`, `outcomes`, `endings` and `presence` say what each event does to it, and the dispatcher
-is the door through which events come. Nobody else touches it.
+The mesh is the state; `intake`, `outcomes`, `endings`, `presence` and `silence` say what each event does to it, and the
+dispatcher is the door through which events come. Nobody else touches it.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Gateway(Peer):
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         super().__init__(session, address, hello, now)
         self.number = 0  # of its last REPLY
-        self.was_given_up = False  # in its former session: its tasks were cancelled then
+        self.was_given_up = False  # and its tasks cancelled, and it has not yet said all that it wants again
         self.kept = KeptReplies()
         self.owed = Outcomes()
         self._again = Outcomes()  # apart, since they are no answers
@@ -48,6 +48,10 @@ class Gateway(Peer):
         """An outcome for a task that never came to be."""
         outcomes = self._again if status is Status.AGAIN else self.owed
         outcomes.refuse(task, int(status), text, deadline)
+
+    def answered(self) -> set[TaskId]:
+        """The tasks whose answers are decided in this turn, or kept."""
+        return self.kept.answered().union(self.owed.ids)
 
     def settle(self, limits: Limits) -> list[Reply]:
         """Everything owed, as numbered messages, which are kept."""
@@ -70,6 +74,7 @@ class Gateway(Peer):
     def succeed(self, former: Gateway, limits: Limits) -> None:
         """The same process in a new session: what it has not acknowledged in the former one is to be said again."""
         former.settle(limits)
+        self.was_given_up = former.was_given_up
         self.kept = former.kept
         self.kept.lose_session()
 

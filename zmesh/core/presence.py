@@ -1,7 +1,7 @@
-"""What peers say of themselves, and what their silence says: greetings, credit, exits, lost links.
+"""What peers say of themselves, and what is found out about them: greetings, credit, exits, lost links.
 
-An agent's word that a process ended is believed; that a link broke or a peer is silent is a reason to wait for it to
-come back, for a while. A busy worker may be silent for as long as its model takes.
+An agent's word that a process ended is believed; that a link broke is a reason to wait for its peer to come back, for a
+while.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def end_peer(mesh: Mesh, peer: Peer) -> None:
     mesh.directory.close(peer)
     mesh.effects.append(Forget(peer.address))
     mesh.held.pop(peer.session, None)
+    mesh.owed.pop(peer.session, None)
     cancel(mesh, [task for task in mesh.tasks.values() if task.gateway is peer], "its gateway is gone")
 
 
@@ -205,11 +206,15 @@ def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
 
 
 def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
-    """An unsent TASKS un-makes its lease. An unsent REPLY is said again with the next sweep or in the next session."""
+    """An unsent TASKS un-makes its lease. An unsent REPLY is said again with the next sweep or in the next session, an
+    unsent acknowledgement with the next TASKS or sweep."""
     peer, message = mesh.directory.at(event.address), event.message
     if isinstance(peer, Gateway) and isinstance(message, Reply):
         peer.kept.lose(message)
+    elif isinstance(peer, Worker) and isinstance(message, Ack):
+        peer.acks += message.leases
     elif isinstance(peer, Worker) and isinstance(message, Tasks):
+        peer.acks += message.acks
         lease = peer.leases.get(message.lease)
         if lease is not None:
             stage = mesh.stages[peer.stage]

@@ -1,7 +1,8 @@
 """What silence and time say: who has not been heard for too long, what has run for too long, whom to ask.
 
-Once per heartbeat everybody is looked at. When a socket saw a connection end, and nobody can say whose it was, all its
-peers are told something at once: to the one who is gone it cannot be sent, and so it names itself.
+Once per heartbeat everybody is looked at. A busy worker may be silent for as long as its model takes. When a socket saw
+a connection end, and nobody can say whose it was, all its peers are told something at once: to the one who is gone it
+cannot be sent, and so it names itself.
 """
 
 from __future__ import annotations

@@ -65,7 +65,9 @@ def test_an_agent_says_hello_until_it_is_welcome(fresh: AgentLink):
     assert fresh.next_wakeup() == 1
     assert fresh.handle(Tick(), now=0.9) == []
     assert fresh.handle(Tick(), now=1) == [hello]
+    assert (fresh.joined, fresh.epoch) == (False, 0)
     assert fresh.handle(welcome(), now=1.1) == []
+    assert (fresh.joined, fresh.epoch) == (True, 5)
     assert fresh.handle(Tick(), now=2) == []
 
 
@@ -98,6 +100,7 @@ def test_exits_without_a_broker_are_said_to_the_next_one(fresh: AgentLink):
 
 def test_exits_are_bounded_and_the_oldest_is_forgotten(fresh: AgentLink):
     fresh.handle(*(WorkerGone(exited(n)) for n in range(EXITS_MAX + 2)), now=0)
+    assert len(fresh._unsaid) == EXITS_MAX
     fresh.handle(Started(), now=0)
     heard = said(fresh.handle(welcome(), now=0.1))
     assert len(heard) == EXITS_MAX and heard[0] == exited(2)

@@ -207,7 +207,9 @@ def test_what_may_run_once_is_not_run_again_for_a_gateway_that_was_given_up_mean
     world.wait(stays_away, silent=[gateway])
     gateway.reconnects()
     world.turn(gateway.greets())
-    told = world.turn(gateway.submits(1, route="/pay", again=True), gateway.submits(2, route="/e", again=True))
+    told = world.turn(
+        gateway.submits(1, route="/pay", again=True), gateway.submits(2, route="/e", again=True, all=True)
+    )
     assert told == (["g ← REPLY 1 INTERNAL 'outcome unknown'"] if stays_away > 5 else [])
     assert 2 in world.mesh.tasks
     assert world.turn(gateway.submits(3, route="/pay")) == [], "what is new is not in doubt"
@@ -215,3 +217,19 @@ def test_what_may_run_once_is_not_run_again_for_a_gateway_that_was_given_up_mean
     world.turn(gateway.greets())
     world.turn(gateway.submits(4, route="/pay", again=True))
     assert 4 in world.mesh.tasks, "it was lost on the way to a broker that remembers everything"
+
+
+def test_what_is_in_doubt_stays_so_until_its_gateway_has_said_all_that_it_wants():
+    world = World(stage("pay", retry=False))
+    gateway, agent = world.gateway(), world.agent()
+    world.turn(gateway.submits(1, 2, 3))
+    world.turn(gateway.is_unreachable())
+    world.wait(6.0, silent=[gateway])
+    for id in (1, 2, 3):  # each time the connection breaks before the rest is said
+        gateway.reconnects()
+        world.turn(gateway.greets())
+        if id == 3:
+            world.turn(agent.asks_to_drain())
+        told = world.turn(gateway.submits(id, again=True, all=id == 3))
+        assert told == [f"g ← REPLY {id} INTERNAL 'outcome unknown'"]
+    assert world.turn(gateway.submits(4, again=True)) == ["g ← REPLY 4 AGAIN '100'"]

@@ -196,8 +196,11 @@ def test_a_gateway_that_was_welcome_before_tries_again_ever_more_rarely(code: Re
         assert report == Report("error", "the broker refuses this gateway: another app")
         waits.append(reconnect.after_seconds)
     assert waits == [1, 2, 4, 8, 16, 16, 16]
-    rejoin(link, WELCOME, 200.0)
-    assert link.handle(no, now=200.1)[1] == Reconnect(1.0), "it was welcome again"
+    for now in range(107, 1200):  # a few hours of it
+        link.handle(Started(), now=now)
+        assert link.handle(no, now=now)[-1] == Reconnect(16)
+    rejoin(link, WELCOME, 1200.0)
+    assert link.handle(no, now=1200.1)[1] == Reconnect(1.0), "it was welcome again"
 
 
 def test_a_lost_link_is_made_anew_soon_and_without_a_session_later():

@@ -7,7 +7,7 @@ from zmesh.core import events
 from zmesh.core.effects import Send
 from zmesh.core.tasks import TaskState
 from zmesh.core.workers import Presence
-from zmesh.messages import Drain, Heartbeat, Role, Stats, WorkerState
+from zmesh.messages import Ack, Drain, Heartbeat, Role, Stats, Tasks, WorkerState
 
 GRACE = 0.02
 
@@ -392,7 +392,21 @@ def test_a_broker_that_drains_tells_every_gateway_and_no_worker():
 # Sends that failed
 
 
-def test_what_could_not_be_sent_but_tasks_is_said_again_by_its_own_timer():
+def test_an_acknowledgement_that_could_not_be_sent_is_said_again():
+    world = World(stage(max_batch_size=1))
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1, 2))
+    assert world.turn(worker.finishes(1))[0] == "w1 ← TASKS 2: 2, ACK 1"
+    (tasks,) = world.messages(Tasks)
+    assert world.turn(events.SendFailed(worker.address, tasks)) == ["w1 ← TASKS 3: 2, ACK 1"]
+    world.turn(worker.finishes(3))
+    assert world.turn(after=1.0) == ["w1 ← ACK 3"]
+    (ack,) = world.messages(Ack)
+    assert world.turn(events.SendFailed(worker.address, ack)) == []
+    assert world.turn(after=1.0) == ["w1 ← ACK 3"]
+
+
+def test_what_else_could_not_be_sent_is_said_again_by_its_own_timer():
     world = World()
     gateway, worker = world.gateway(), world.worker(credit=1)
     world.turn(gateway.submits(1))

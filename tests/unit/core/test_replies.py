@@ -133,6 +133,15 @@ def test_in_a_new_session_what_was_not_acknowledged_is_said_again_and_is_not_run
     assert world.turn(gateway.submits(2, again=True)) == ["w1 ← TASKS 4: 2"], "acknowledged, and asked anew"
 
 
+def test_what_is_answered_in_the_turn_that_asks_again_is_not_run_again():
+    world, gateway, worker = served()
+    world.turn(gateway.submits(3))
+    gateway.reconnects()
+    world.turn(gateway.greets())
+    assert world.turn(worker.finishes(3), gateway.submits(3, again=True)) == ["g ← REPLY 3 ok"]
+    assert not world.mesh.tasks
+
+
 def test_what_was_decided_in_the_turn_of_the_hello_is_not_lost():
     world, gateway, worker = served()
     world.turn(gateway.submits(3), gateway.beats(2))
@@ -196,6 +205,13 @@ def test_a_gateway_that_is_gone_leaves_no_answers_behind():
     assert world.mesh.held
     world.turn(gateway.leaves())
     assert not world.mesh.held and world.kept(other).bytes == 0 and list(world.mesh.tasks) == [5]
+
+
+def test_a_gateway_that_is_gone_in_the_turn_that_fills_it_is_told_nothing_and_not_held():
+    world, gateway, worker = served(answer_bytes_max=3 * ROW_BYTES)
+    world.turn(gateway.submits(3))
+    assert world.turn(worker.finishes(3, payload=b"42"), gateway.leaves()) == ["forget g"]
+    assert not world.mesh.held
 
 
 # Above the bound

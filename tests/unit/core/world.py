@@ -272,6 +272,7 @@ class Gateway(Peer):
         ms: int = 60_000,
         payload: bytes = b"x",
         again: bool = False,
+        all: bool = False,
         handled: int = 0,
         contexts: list[Context | None] | None = None,
     ) -> events.TasksSubmitted:
@@ -279,7 +280,7 @@ class Gateway(Peer):
         columns = Columns(
             [TaskId(id) for id in ids], [1] * count, [ms] * count, [0] * count, [0] * count, [payload] * count, contexts
         )
-        return events.TasksSubmitted(self.address, self.session, Submit(route, columns, again, handled=handled))
+        return events.TasksSubmitted(self.address, self.session, Submit(route, columns, again, all, handled))
 
     def cancels(self, *ids: int, reason: str = "client gone", handled: int = 0) -> events.TasksCancelled:
         return events.TasksCancelled(self.address, self.session, Cancel([TaskId(id) for id in ids], reason, handled))

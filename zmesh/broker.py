@@ -135,7 +135,7 @@ class Broker:
         self._timer_at = math.inf
         self._last_turn = self._clock()
         self._closed = False
-        self.drained = asyncio.Event()  # set when we drain and nothing is left
+        self.drained = asyncio.Event()  # set when we drain and nothing is left to do or to say
         self.missed_edges = 0  # times the safety tick found something to read; 0 is right
 
     def start(self) -> None:
@@ -211,7 +211,7 @@ class Broker:
                     self._pending.append(events.SendFailed(effect.address, effect.message))
         if self._parked:
             self._retry(now)
-        if self.dispatcher.mesh.drain is not None and not self.dispatcher.mesh.tasks:
+        if self.dispatcher.mesh.drain is not None and self.dispatcher.mesh.is_finished:
             self.drained.set()
         self._last_turn = self._clock()
         if more or self._pending or any(router.pending() for router in self._routers):
@@ -322,7 +322,7 @@ class Broker:
                 if sent is Sent.SENT:
                     self._parked_bytes -= queue.popleft().size
             if queue and (sent is Sent.GONE or now - queue[0].since > PARKED_SECONDS_MAX):
-                for parked in queue:
+                for parked in reversed(queue):  # each goes to the front of its queue: the first of them last
                     self._pending.append(events.SendFailed(address, parked.message))
                 self._pending.append(events.PeerUnreachable(address))
                 self._forget(address)

@@ -20,10 +20,11 @@ from zmesh.messages import Hello, Message, SessionId, Welcome
 from zmesh.transport import Context, Dealer, Frames
 from zmesh.wire import decode, encode
 
-__all__ = ["PARKED_MAX", "RETRY_SECONDS", "Line", "Watcher"]
+__all__ = ["PARKED_MAX", "Line", "Watcher"]
 
 PARKED_MAX = 4096  # messages; with a broker that reads it is a handful
-RETRY_SECONDS = 0.005
+RETRY_SECONDS = 0.005  # at first; with each try in vain twice as long
+RETRY_SECONDS_MAX = 0.05
 
 log = logging.getLogger("zmesh.line")
 
@@ -43,6 +44,7 @@ class Line:
         self._context, self._endpoint, self._watcher, self._limits = context, endpoint, watcher, limits
         self._dealer: Dealer | None = None
         self._parked: deque[Frames] = deque()
+        self._retry_seconds = RETRY_SECONDS
 
     @property
     def is_parking(self) -> bool:
@@ -53,7 +55,7 @@ class Line:
         due = [moment for moment in moments if moment is not None]
         seconds = max(0.0, min(due) - monotonic()) if due else None
         if self._parked:
-            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
+            return self._retry_seconds if seconds is None else min(seconds, self._retry_seconds)
         return seconds
 
     @property
@@ -86,8 +88,11 @@ class Line:
 
     def flush(self) -> None:
         """Send what is parked, as far as there is room."""
+        tried, count = bool(self._parked), len(self._parked)
         while self._parked and self._dealer is not None and self._dealer.send(self._parked[0]):
             self._parked.popleft()
+        in_vain = tried and len(self._parked) == count
+        self._retry_seconds = min(2 * self._retry_seconds, RETRY_SECONDS_MAX) if in_vain else RETRY_SECONDS
 
     def receive(self) -> list[Heard | LinkLost]:
         """Everything there is now. After a message that cannot be read nothing can be relied on: the link is lost."""

@@ -125,6 +125,8 @@ class BrokerLink:
             asked = self._asked = self._loop.create_future()
             self._port.send(self._link.session, Stats())
         done, _ = await asyncio.wait([asked], timeout=STATS_SECONDS)
+        if asked.cancelled():
+            raise BrokerSilent("the broker was lost a moment ago")
         if not done:
             if self._asked is asked:
                 self._asked = None
@@ -198,6 +200,8 @@ class BrokerLink:
                 logs.say(logger, level, text)
             case Reconnect(after_seconds):
                 self._port.close()
+                if self._asked is not None:
+                    self._asked.cancel()  # the question went with the connection
                 if self._loop is not None and not self._closed:
                     self._reopening = self._loop.call_later(_whole_ms(after_seconds), self._reopen)
             case Leave(reason):

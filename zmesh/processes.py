@@ -73,7 +73,13 @@ class Child:
         finally:
             theirs.close()
         self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:  # no files left; one that we cannot watch must not run
+            self._process.kill()
+            self._process.wait()
+            self.close()
+            raise
         self.pipe.send(**document, peer=self.peer.hex(), **({"slate": slate.fd} if slate else {}))
 
     def runs(self, peer: PeerId, lease: LeaseId) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from zmesh.config import Limits
 from zmesh.core.events import Heard
-from zmesh.line import RETRY_SECONDS, Line
+from zmesh.line import Line
 from zmesh.messages import Message, SessionId
 from zmesh.transport import Context, Dealer, Monitor
 
@@ -82,7 +82,7 @@ class SocketPort:
             self._scheduled = True
             self._loop.call_soon(self._read)
         if self._line.is_parking and self._flushing is None:
-            self._flushing = self._loop.call_later(RETRY_SECONDS, self._flush)
+            self._flushing = self._loop.call_later(self._line.patience() or 0.0, self._flush)
 
     def _flush(self) -> None:
         self._flushing = None

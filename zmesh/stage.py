@@ -288,9 +288,13 @@ class WorkerLoop:
             if line.get("say") == "drain" and isinstance(seconds, int | float):
                 deadline_ms = max(1, int(seconds * 1000))
                 commands.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
-            elif line.get("say") == "epoch" and self._session.epoch not in (0, line.get("epoch")):
+            elif line.get("say") == "epoch" and self._is_of_another(line.get("epoch")):
                 commands.append(LinkLost())  # our broker is another one now
         return commands
+
+    def _is_of_another(self, epoch: object) -> bool:
+        """Whether we still speak with the former broker."""
+        return self._session.joined and self._session.epoch != epoch
 
     def _run(self) -> None:
         lease, self._next = self._next, None
@@ -365,7 +369,7 @@ def main() -> int:
     context, poller = Context(), Poller()
     line = Line(context, document.endpoint, poller, document.settings.limits())
     left = WorkerLoop(document.session(), runner, line, pipe, poller).run()
-    log.debug("left: %s", left.reason)
+    log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()
     return left.exit_code
 

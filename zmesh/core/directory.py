@@ -72,6 +72,8 @@ class Directory:
             self.strike(event.address, f"{peer.role.name} may not say this", now)
             return None
         peer.heard = now
+        if peer.lost_at is not None and not isinstance(peer, Worker):  # it reads again, or this is late: HELLO tells
+            self._refuse(event.address, RefuseCode.UNKNOWN_PEER, "your connection was lost; say HELLO again")
         return peer
 
     def author(self, event: BatchFinished, now: float) -> Worker | None:
@@ -178,7 +180,8 @@ class Directory:
     def _why_not(self, hello: Hello, address: Address) -> tuple[RefuseCode, str] | None:
         if PROTOCOL_VERSION not in hello.versions:
             return RefuseCode.VERSION, f"this broker speaks zmesh/{PROTOCOL_VERSION}, you {hello.versions}"
-        if len(self.sessions) >= self._limits.peers_max and hello.peer not in self._by_peer:
+        is_ours = address[0] < 0  # of this very process; it may always drain us
+        if not is_ours and len(self.sessions) >= self._limits.peers_max and hello.peer not in self._by_peer:
             return RefuseCode.ERROR, f"this broker has {self._limits.peers_max} peers already"
         if (hello.role is Role.WORKER) != (address[0] > 0):
             return RefuseCode.ROLE, f"a {hello.role.name.lower()} does not speak on this socket"

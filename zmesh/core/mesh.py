@@ -68,6 +68,12 @@ class Mesh:
         """The last steps of a task that are still remembered, oldest first."""
         return [f"{at:.6f} {step} {who}" for at, step, who, ids in self._story if task in ids]
 
+    @property
+    def is_finished(self) -> bool:
+        """No task is left, and no answer that a gateway within reach has not acknowledged."""
+        owing = [peer for peer in self.directory.gateways() if peer.lost_at is None and peer.kept.answered()]
+        return not self.tasks and not owing
+
     def awaken(self, stage: StageRecord) -> None:
         self.awake[stage.index] = stage
 

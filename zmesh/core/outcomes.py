@@ -18,7 +18,7 @@ from zmesh.messages import Ack, LeaseId, Payload, Results, Status
 
 __all__ = ["on_batch_finished"]
 
-OK = int(Status.OK)
+OK, AGAIN, INTERNAL = int(Status.OK), int(Status.AGAIN), int(Status.INTERNAL)
 SHORTEST_SERVICE_SECONDS = 1e-6
 
 
@@ -76,7 +76,8 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
             _succeed(mesh, task, payload, kind, onward)
         else:
             stage.counts.tasks_error += 1
-            mesh.close(task, Step.FAIL, status, payload, kind)
+            known = status if status != AGAIN else INTERNAL  # that is for a broker to say
+            mesh.close(task, Step.FAIL, known, payload, kind)
     lease.left -= taken
     stage.counts.tasks_ok += good
     if taken and lease.is_open and not lease.is_free:

@@ -100,6 +100,10 @@ class Session:
         return self._contact.epoch
 
     @property
+    def joined(self) -> bool:
+        return self._contact.joined
+
+    @property
     def held(self) -> int:
         """How many leases are in hand, running and waiting."""
         return len(self._waiting) + (self._running is not None)

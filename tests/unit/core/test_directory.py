@@ -138,6 +138,13 @@ def test_hello_is_refused_when_there_are_too_many_peers():
     assert world.turn(stranger.greets()) == ["stranger ← REFUSE ERROR: this broker has 1 peers already"]
 
 
+def test_a_full_broker_can_still_be_drained_by_its_own_process():
+    world = two_stages(peers_max=1)
+    world.gateway()
+    admin = world.stranger("admin", role=Role.ADMIN, socket=-1)
+    assert world.turn(admin.greets(fingerprint="")) == ["admin ← WELCOME"]
+
+
 def test_a_peer_that_comes_back_is_not_one_too_many():
     world = two_stages(peers_max=1)
     gateway = world.gateway()

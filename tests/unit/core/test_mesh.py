@@ -75,3 +75,18 @@ def test_a_gateway_that_is_gone_is_told_nothing():
     world.mesh.directory.close(task.gateway)
     world.mesh.close(task, Step.FAIL, int(Status.INTERNAL), b"oh")
     assert not world.mesh.owed and world.turn() == []
+
+
+def test_a_mesh_is_finished_when_every_answer_is_acknowledged_that_can_be():
+    world = World(stage(max_batch_size=1))
+    near, far, worker = world.gateway("near"), world.gateway("far"), world.worker(credit=2)
+    assert world.mesh.is_finished
+    world.turn(near.submits(1))
+    world.turn(far.submits(2))
+    assert not world.mesh.is_finished
+    world.turn(worker.finishes(1), worker.finishes(2))
+    assert not world.mesh.is_finished, "the answers may be on their way"
+    world.turn(near.beats(handled=1))
+    assert not world.mesh.is_finished
+    world.turn(far.is_unreachable())
+    assert world.mesh.is_finished, "who is gone cannot acknowledge"

@@ -290,3 +290,10 @@ def test_acknowledgements_are_split_like_any_list():
     world.record(worker).acks = many.copy()
     world.turn(worker.beats(), gateway.beats(), after=1.0)
     assert [ack.leases for ack in world.messages(Ack)] == [many[:LIST_ITEMS_MAX], many[LIST_ITEMS_MAX:]]
+
+
+def test_again_is_not_for_a_worker_to_say():
+    world = World()
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1))
+    assert world.turn(worker.finishes(1, statuses={0: Status.AGAIN})) == ["g ← REPLY 1 INTERNAL"]

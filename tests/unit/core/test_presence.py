@@ -453,7 +453,21 @@ def test_a_gateway_whose_connection_was_lost_has_as_long_to_come_back():
     assert world.wait(4.0, silent=[gateway]) == []
     world.turn(gateway.is_unreachable())
     assert world.wait(4.0, silent=[gateway]) == [], "its silence before does not count"
-    assert world.wait(1.0) == ["forget g"]
+    assert world.wait(1.0, silent=[gateway]) == ["forget g"]
+
+
+def test_a_gateway_that_was_thought_lost_and_speaks_again_is_asked_to_greet_anew():
+    """It did not read for a while, and what it was sent was given up; its connection was there all the time."""
+    world = World()
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1))
+    world.turn(gateway.is_unreachable())
+    said = world.turn(gateway.beats())
+    assert said == ["g ← REFUSE UNKNOWN_PEER: your connection was lost; say HELLO again"]
+    gateway.reconnects()
+    assert world.turn(gateway.greets()) == ["g ← WELCOME"]
+    assert world.wait(6.0) == [], "it is not given up"
+    assert world.turn(worker.finishes(1)) == ["g ← REPLY 1 ok"]
 
 
 def test_an_agent_that_is_silent_takes_nobody_with_it():

@@ -145,7 +145,7 @@ def test_an_unknown_peer_connects_again_at_once_and_says_so_only_once():
     assert session.next_wakeup() is None
     assert session.handle(Started(), now=1.0) == [Transmit(SessionId(0), replace(HELLO, connection=2, epoch=EPOCH))]
     assert (fresh_session().epoch, session.epoch) == (0, EPOCH)
-    assert (fresh_session().joined, session.joined) == (False, True)
+    assert (session.joined, joined_session().joined) == (False, True)
 
 
 def test_a_welcome_to_a_closed_socket_is_not_heard_and_one_said_twice_changes_nothing():

@@ -53,6 +53,7 @@ class SocketPort:
         self._dealer, self._monitor = thing, thing.monitor()
         self._loop.add_reader(thing.fd, self._read)
         self._loop.add_reader(self._monitor.fd, self._notice)
+        self._monitor.take()  # who has never looked is not told of the first event
 
     def forget(self, thing: Dealer, /) -> None:
         self._loop.remove_reader(thing.fd)

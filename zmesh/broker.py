@@ -146,7 +146,7 @@ class Broker:
             self._loop.add_reader(router.fd, self._turn)
             monitor = router.monitor()
             self._loop.add_reader(monitor.fd, self._notice, index, monitor)
-            self._loop.call_soon(self._notice, index, monitor)
+            self._notice(index, monitor)  # who has never looked is not told of the first event, nor of any after it
         self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
         self._schedule()
 
@@ -275,6 +275,8 @@ class Broker:
             logger.debug("the event loop was %.0f ms late", lag * 1000)
         if not self._scheduled and any(router.pending() for router in self._routers):
             self.missed_edges += 1
+        for index, router in enumerate(self._routers):
+            self._notice(index, router.monitor())  # libzmq stands still for ever when nobody takes its 2000th word
         self._schedule()
         self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
 

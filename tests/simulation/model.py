@@ -1,0 +1,167 @@
+"""Requests that know their right answer, and a fake model that computes it.
+
+A request carries a nonce. Each stage appends its name to what it is given, so that the answer shows whose it is and
+which stages it went through, in which order. A few requests have a *flaw* at one of their stages:
+
+* BAD: the row has an error of its own, and nobody else has;
+* RAISE: `forward` raises for any batch it is in, so that the batch is bisected;
+* POISON: the process ends when it gets there, in decode, forward or encode.
+
+`Batch` does with a lease what zmesh/runner.py does, in virtual time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from enum import Enum
+from random import Random
+
+from zmesh.core.effects import Run
+from zmesh.core.events import RowsFinished
+from zmesh.messages import Kind, Payload, Phase, Status, TaskId
+
+__all__ = ["Ask", "Batch", "Flaw", "Part", "Slate"]
+
+ERRORS = (Status.BAD_REQUEST, Status.VALIDATION, Status.INTERNAL)
+POISONOUS = (Phase.DECODE, Phase.FORWARD, Phase.FORWARD, Phase.FORWARD, Phase.ENCODE)
+
+
+class Flaw(Enum):
+    NONE = "none"
+    BAD = "bad"
+    RAISE = "raise"
+    POISON = "poison"
+    HUGE = "huge"  # larger than a message may be
+
+
+@dataclass(eq=False, slots=True)
+class Ask:
+    """One request as the world sees it: what it deserves, and what became of it."""
+
+    nonce: int
+    gateway: str
+    route: str
+    stages: tuple[str, ...]
+    payload: bytes
+    accepted: float
+    deadline: float
+    flaw: Flaw = Flaw.NONE
+    flaw_at: str = ""  # the stage
+    id: TaskId = TaskId(0)  # noqa: RUF009
+    is_abandoned: bool = False
+    status: int | None = None
+    answered: float = 0.0
+    starts: list[str] = field(default_factory=list)  # stages at which it began to run, in order
+    charged: int = 0  # deaths that anybody may have charged it with
+    kills: int = 0  # processes that it ended
+    given: int = 0  # leases that it was in
+    holders: list[object] = field(default_factory=list)  # the processes that were given it
+    bystander: bool = False  # it was in a batch of a once-only stage that raised
+
+    @property
+    def expected(self) -> bytes:
+        return self.payload + "".join(f">{stage}" for stage in self.stages).encode()
+
+    def input_at(self, stage: str) -> bytes:
+        """What that stage must be given."""
+        done = self.stages[: self.stages.index(stage)]
+        return self.payload + "".join(f">{name}" for name in done).encode()
+
+    def has(self, flaw: Flaw, stage: str) -> bool:
+        return self.flaw is flaw and self.flaw_at == stage
+
+    @property
+    def error(self) -> tuple[int, bytes]:
+        """The error that a bad row gets."""
+        return int(ERRORS[self.nonce % len(ERRORS)]), b"bad row %d" % self.nonce
+
+    @property
+    def deadly_phase(self) -> Phase:
+        return POISONOUS[self.nonce % len(POISONOUS)]
+
+
+def nonce_of(payload: Payload) -> int:
+    return int(bytes(payload[: payload.index(b":")]) if type(payload) is bytes else bytes(payload).split(b":")[0])
+
+
+@dataclass(slots=True)
+class Slate:
+    """What a worker was doing; its agent reads it after its end."""
+
+    lease: int = 0
+    phase: Phase = Phase.STARTING
+    row: int = 0
+    finished: int = 0
+
+    def write(self, lease: int, phase: Phase, row: int = 0) -> None:
+        self.lease, self.phase, self.row = lease, phase, row
+
+    def finish(self) -> None:
+        self.finished += 1
+        self.write(0, Phase.IDLE)
+
+
+@dataclass(slots=True)
+class Part:
+    """Rows that are run together: how long that takes, and how it ends."""
+
+    event: RowsFinished | None
+    seconds: float
+    rows: list[int]  # that reach `forward`
+    halves: list[list[int]] = field(default_factory=list)
+    killer: tuple[Ask, Phase, int] | None = None  # who ends the process, in which phase and row
+
+
+class Batch:
+    """A lease as it runs, part by part."""
+
+    def __init__(self, lease: Run, asks: list[Ask], stage: str, *, retry: bool) -> None:
+        self.lease, self.asks, self.stage, self.retry = lease, asks, stage, retry
+        self.todo = [list(range(len(asks)))]
+        self.part: Part | None = None
+
+    def begin(self, now: float, cancelled: Collection[int], dice: Random, cost: tuple[float, float]) -> Part:
+        """The next part; `cost` is seconds for a batch and for each of its rows."""
+        done: list[tuple[int, int, bytes]] = []
+        rows: list[int] = []
+        for row in self.todo.pop():
+            if self.lease.deadlines[row] <= now:
+                done.append((row, int(Status.TIMEOUT), b"request timeout: its time was over before it could run"))
+            elif row in cancelled or row in self.lease.skipped:
+                done.append((row, int(Status.CANCELLED), b"cancelled"))
+            else:
+                rows.append(row)
+        seconds = (cost[0] + cost[1] * len(rows)) * (0.7 + 0.6 * dice.random()) if rows else 0.0
+        self.part = part = Part(None, seconds, rows)
+        killer = next((row for row in rows if self.asks[row].has(Flaw.POISON, self.stage)), None)
+        if killer is not None:
+            ask = self.asks[killer]
+            part.killer = ask, ask.deadly_phase, killer
+            part.seconds = {Phase.DECODE: 0.0, Phase.FORWARD: seconds * dice.random(), Phase.ENCODE: seconds}[
+                ask.deadly_phase
+            ]
+            return part
+        if any(self.asks[row].has(Flaw.RAISE, self.stage) for row in rows):
+            part.seconds = seconds * dice.random()
+            if len(rows) > 1 and self.retry:
+                middle = (len(rows) + 1) // 2
+                part.halves = [rows[middle:], rows[:middle]]
+            else:
+                for row in rows:
+                    self.asks[row].bystander = True
+                done += [(row, int(Status.INTERNAL), b"forward raised") for row in rows]
+        else:
+            done += [(row, *self._result(row)) for row in rows]
+        if done:
+            ends = [list(column) for column in zip(*done, strict=True)]
+            kinds = [int(Kind.INLINE)] * len(done)
+            part.event = RowsFinished(ends[0], ends[1], kinds, ends[2], int(seconds * 1e6))  # type: ignore[arg-type]
+        self.todo += part.halves
+        return part
+
+    def _result(self, row: int) -> tuple[int, bytes]:
+        ask = self.asks[row]
+        if ask.has(Flaw.BAD, self.stage):
+            return ask.error
+        return int(Status.OK), bytes(self.lease.columns.payloads[row]) + b">" + self.stage.encode()

@@ -1,0 +1,154 @@
+"""Those who come uninvited, or for a moment: another app's worker, a broken peer, an operator with a question.
+
+None of them may change anything for the others, except an operator who says DRAIN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tests.simulation.host import Worker
+from tests.simulation.network import Cable, PeerLine
+from tests.simulation.world import Process
+from zmesh.core.events import Heard
+from zmesh.messages import (
+    PROTOCOL_VERSION,
+    Credit,
+    Drain,
+    Exited,
+    Goodbye,
+    Hello,
+    LeaseId,
+    Message,
+    PeerId,
+    Phase,
+    Results,
+    Role,
+    SessionId,
+    Stats,
+    Welcome,
+    WorkerState,
+)
+
+if TYPE_CHECKING:
+    from tests.simulation.simulation import Simulation
+
+__all__ = ["Administrator", "strangers"]
+
+PATIENCE_SECONDS = 2.0
+
+
+class Stranger(Process):
+    """Says HELLO once and, if it is welcome, a few words more; then it is gone."""
+
+    def __init__(self, simulation: Simulation, number: int, index: int, hello: Hello | None, words: list[Message]):
+        super().__init__(simulation.world, f"stranger{number}")
+        self._hello, self._words, self._session = hello, words, SessionId(0)
+        self.line = PeerLine(simulation.network, index, Cable(self.name, simulation.scenario.wire_seconds), self)
+        self.line.connect()
+        self.world.after(PATIENCE_SECONDS, self._leave)
+        self.wake()
+
+    def turn(self) -> None:
+        if self._hello is not None:
+            hello, self._hello = self._hello, None
+            self.line.send(SessionId(0), hello)
+        elif self._words and self._session:
+            self._speak()
+        self.line.flush()
+        for heard in self.line.receive():
+            if isinstance(heard, Heard) and isinstance(heard.message, Welcome):
+                self._session = heard.session
+                self._speak()
+
+    def _speak(self) -> None:
+        for word in self._words:
+            self.line.send(self._session, word)
+        self._words = []
+
+    def _leave(self) -> None:
+        self.is_alive = False
+        self.line.disconnect()
+
+
+class Administrator(Stranger):
+    """An operator, who asks how things are and may say DRAIN."""
+
+    def __init__(self, simulation: Simulation, number: int, *, drain: bool = False) -> None:
+        hello = greeting(simulation, number, Role.ADMIN)
+        words: list[Message] = [Stats(), *([Drain(0, "a new version")] if drain else [])]
+        super().__init__(simulation, number, 0, hello, [*words, Goodbye([])])
+
+
+def greeting(simulation: Simulation, number: int, role: Role, **other: object) -> Hello:
+    peer = PeerId(simulation.world.dice(f"stranger {number}").randbytes(16))
+    given = {"versions": [PROTOCOL_VERSION], "peer": peer, "fingerprint": simulation.plan.fingerprint, **other}
+    return Hello(role=role, connection=1, host="elsewhere", pid=1, **given)  # type: ignore[arg-type]
+
+
+def other_app(simulation: Simulation, number: int) -> Process:
+    """A real worker of another app."""
+    stage = simulation.plan.stages[number % len(simulation.plan.stages)]
+    cable = Cable(f"stranger{number}", simulation.scenario.wire_seconds)
+    worker = Worker(simulation, f"stranger{number}", stage, 9, cable, lambda worker, code: None, fingerprint="other")
+    simulation.checks.worker_started(worker)
+    return worker
+
+
+def other_version(simulation: Simulation, number: int) -> Process:
+    return Stranger(simulation, number, 0, greeting(simulation, number, Role.AGENT, versions=[9]), [])
+
+
+def other_socket(simulation: Simulation, number: int) -> Process:
+    """An agent where workers speak."""
+    return Stranger(simulation, number, 1, greeting(simulation, number, Role.AGENT), [])
+
+
+def other_stage(simulation: Simulation, number: int) -> Process:
+    return Stranger(simulation, number, 1, greeting(simulation, number, Role.WORKER, stage="unheard of"), [])
+
+
+def other_fingerprint(simulation: Simulation, number: int) -> Process:
+    """An agent of another app is heard, since it only reports exits; a gateway of another app is not."""
+    role = (Role.AGENT, Role.GATEWAY)[number % 2]
+    return Stranger(simulation, number, 0, greeting(simulation, number, role, fingerprint="other"), [])
+
+
+def same_ids(simulation: Simulation, number: int) -> Process:
+    """A gateway whose task ids would be those of another one."""
+    peer = PeerId(simulation.gateways[0].peer[:4] + b"another gate")
+    return Stranger(simulation, number, 0, greeting(simulation, number, Role.GATEWAY, peer=peer), [])
+
+
+def out_of_role(simulation: Simulation, number: int) -> Process:
+    """An operator who speaks as an agent and as a worker."""
+    worker = simulation.dice_for_strangers.choice(simulation.workers() or [None])
+    peer = worker.peer if worker else PeerId(bytes(16))
+    exited = Exited(peer, "a", 1, -11, LeaseId(1), Phase.FORWARD, 0, False, "not true")
+    results = Results(1, LeaseId(1), [0], [0], [0], [b"not true"])
+    words: list[Message] = [exited, results, Credit(100, WorkerState.READY)]
+    return Stranger(simulation, number, 0, greeting(simulation, number, Role.ADMIN), words)
+
+
+def thief(simulation: Simulation, number: int) -> Process:
+    """Somebody who knows the session of a worker and speaks from elsewhere."""
+    stranger = Stranger(simulation, number, 1, None, [Credit(100, WorkerState.READY), Goodbye([])])
+    broker = simulation.broker
+    sessions = list(broker.dispatcher.mesh.directory.sessions) if broker else []
+    stranger._session = sessions[number % len(sessions)] if sessions else SessionId(7)
+    return stranger
+
+
+def strangers(simulation: Simulation) -> list[Callable[[Simulation, int], Process]]:
+    return [
+        other_app,
+        other_version,
+        other_socket,
+        other_stage,
+        other_fingerprint,
+        same_ids,
+        out_of_role,
+        thief,
+        Administrator,
+    ]

@@ -207,11 +207,7 @@ class Broker(Process):
         for gateway in self.locals.values():
             gateway.stop(seconds)
         if with_threads:
-            self.router.is_frozen = True
-            self.world.at(self.stopped_until, self._thaw)
-
-    def _thaw(self) -> None:
-        self.router.is_frozen = self.is_stopped
+            self.router.frozen_until = self.stopped_until
 
     def die(self) -> None:
         self.is_alive = False

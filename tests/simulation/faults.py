@@ -29,6 +29,7 @@ KINDS: dict[str, float] = {
     "kill_worker": 3,
     "crash_worker": 2,
     "run_out_of_memory": 1,
+    "die_in_mid_sentence": 2,
     "worker_quits": 1,
     "stop_worker": 2,
     "drain_worker": 2,
@@ -105,9 +106,12 @@ class Faults:
         """When the last of them is over."""
         return self._until
 
-    def heal(self) -> None:
+    def stop(self) -> None:
+        """No new one begins."""
         self._is_over = True
         self.network.triggers.clear()
+        for worker in self.simulation.workers():
+            worker.slow_batch_seconds = 0.0
 
     def _strike(self) -> None:
         odds = self.simulation.scenario.fault_odds
@@ -184,6 +188,25 @@ class Faults:
     def crash_worker(self, near: Process | None) -> str:
         return self._end_worker(near, self.dice.choice((SEGFAULT, -6, 1)))
 
+    def die_in_mid_sentence(self, near: Process | None) -> str:
+        """On a slow way its last results arrive after its agent has told of its end."""
+        worker = self._worker(near)
+        agent = next((agent for agent in self.simulation.agents if worker in agent.workers), None)
+        if worker is None or agent is None or worker.batch is None:
+            return ""
+        said = self._slow([worker.line.cable])
+        self._lie_in_wait_for(worker)
+        return f"{said}, and then it dies of what it has just answered"
+
+    def _lie_in_wait_for(self, worker: Worker) -> None:
+        def die(near: Process | None) -> None:
+            if near is worker and worker.is_alive:
+                worker.exit(SEGFAULT, linger=True)
+            elif worker.is_alive and worker in self.simulation.workers() and not self._is_over:
+                self._lie_in_wait_for(worker)
+
+        self.network.triggers.append(Trigger(Results, die, delays=(0.0,)))
+
     def run_out_of_memory(self, near: Process | None) -> str:
         return self._end_worker(near, KILLED, is_oom=True)
 
@@ -217,7 +240,6 @@ class Faults:
         if worker is None:
             return ""
         worker.slow_batch_seconds = seconds = self._between((0.5, 3.0), (6.0, 18.0))
-        self.lasts(seconds)
         return f"the next batch of {worker.name} takes {seconds:.3f} s longer"
 
     def kill_agent(self, near: Process | None) -> str:
@@ -265,7 +287,7 @@ class Faults:
         gateway = near if isinstance(near, Gateway) else self.dice.choice(self.simulation.gateways)
         seconds = self._between((0.1, 2.0), (4.0, 12.0))
         if gateway.line is None and self.simulation.broker is not None:
-            self.simulation.broker.stop(seconds)  # they share a process
+            self.simulation.broker.freeze(seconds, with_threads=True)  # they share a process
         return self._stop(gateway, seconds)
 
     def clients_leave(self, near: Process | None) -> str:
@@ -419,7 +441,7 @@ class Faults:
             return ""
         seconds = self._between((0.05, 1.0), (3.0, 10.0))
         connection.full_until = self.world.now + seconds
-        connection.dealer.owner.hurt()
+        connection.dealer.owner.hurt(seconds)
         self.lasts(seconds)
         return f"the pipe to {connection.dealer.owner.name} is full for {seconds:.3f} s"
 
@@ -441,8 +463,9 @@ class Faults:
         for _ in range(count):
             broker.overhear(events.MessageBroken(connection.address, "prefix: nonsense"))
         if count >= self.simulation.limits.strikes_max:
-            connection.dealer.owner.hurt()
-            self.lasts(self.simulation.limits.strike_seconds)
+            seconds = self.simulation.limits.strike_seconds
+            connection.dealer.owner.hurt(seconds)
+            self.lasts(seconds)
         return f"{count} times nonsense from {connection.dealer.owner.name}"
 
     def garbage_to_peer(self, near: Process | None) -> str:

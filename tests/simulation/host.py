@@ -209,6 +209,7 @@ class Worker(Process):
         part = batch.begin(self.world.now, self.session.cancelled_running, self.dice, cost)
         if part.rows:
             part.seconds += self.slow_batch_seconds
+            self.simulation.faults.lasts(self.slow_batch_seconds)
             self.slow_batch_seconds = 0.0
             self.slate.write(batch.lease.lease, Phase.FORWARD)
             if self.world.is_told:

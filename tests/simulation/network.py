@@ -74,6 +74,10 @@ class Connection:
     down_until: float = inf
     full_until: float = 0.0
 
+    @property
+    def is_whole(self) -> bool:
+        return self.up_until == inf and self.down_until == inf
+
 
 @dataclass(eq=False)
 class Trigger:
@@ -81,6 +85,7 @@ class Trigger:
 
     kind: type
     act: Callable[[Process | None], object]
+    delays: tuple[float, ...] = (0.0, 1e-5, 1e-4, 1e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,7 @@ class Network:
         for trigger in list(self.triggers):
             if trigger.kind is type(message):
                 self.triggers.remove(trigger)
-                self.world.after(self.dice.choice((0.0, 1e-5, 1e-4, 1e-3)), trigger.act, owner)
+                self.world.after(self.dice.choice(trigger.delays), trigger.act, owner)
 
     def _arrive_up(self, connection: Connection, number: int, session: SessionId, message: Message | Garbage) -> None:
         if number <= connection.up_until:
@@ -174,7 +179,7 @@ class Network:
         if dealer.is_closed or dealer.connection is not None:
             return
         router, now = self.router, self.world.now
-        if router is None or router.is_frozen or dealer.cable.down_until > now:
+        if router is None or router.frozen_until > now or dealer.cable.down_until > now:
             retry = dealer.retry_seconds
             dealer.retry_seconds = min(2 * retry, dealer.retry_seconds_max)
             self.world.after(retry, self._connected, dealer)
@@ -219,7 +224,7 @@ class Router:
     def __init__(self, network: Network, sockets: int, wake: Callable[[], None]) -> None:
         self.network, self._wake = network, wake
         self.routes: dict[Address, Connection] = {}
-        self.is_frozen = False  # its process is stopped, I/O threads and all: nobody can connect
+        self.frozen_until = 0.0  # its process is stopped, I/O thread and all: nobody can connect
         self.is_closed = False
         self._inboxes: list[deque[tuple[Address, SessionId, Message | Garbage]]] = [deque() for _ in range(sockets)]
 

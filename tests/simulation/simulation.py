@@ -23,7 +23,7 @@ __all__ = ["Failed", "Report", "Simulation", "run"]
 
 HEALED_SECONDS_MAX = 60.0  # until every place has a worker that runs; the longest back-off is 36 s
 RECOVERY_SECONDS = 10.0  # I7
-OK, SHED = int(Status.OK), int(Status.SHED)
+OK = int(Status.OK)
 DRAINED_SECONDS = 35.0  # the broker may learn so late of a connection that broke behind everybody
 PROBES = 5  # fresh requests per gateway and route when all is calm
 PROBE_SECONDS = 10.0
@@ -146,8 +146,8 @@ class Simulation:
             self.world.at(START + burst.at, self.ask, burst)
         self.faults.schedule()
         self.world.run(START + FAULT_SECONDS)
+        self.faults.stop()
         self.world.run(self.faults.end())
-        self.faults.heal()
         self.world.tell("world", "calm")
         self._wait(self._is_staffed, HEALED_SECONDS_MAX, "a worker in every place")
         self._wait(self._serves_fresh_requests, RECOVERY_SECONDS, "answers to fresh requests")
@@ -168,8 +168,9 @@ class Simulation:
         return all(slot.worker is not None and slot.worker.is_alive and slot.worker.is_booted for slot in places)
 
     def _serves_fresh_requests(self) -> bool:
-        """Whether the latest of them were all answered; asks anew if some were shed by a queue that is still full."""
-        if not self._probes or any(ask.status == SHED for ask in self._probes):
+        """Whether the latest of them were all answered; asks anew if one was shed by a queue that is still full, or
+        belonged to what the last fault broke."""
+        if not self._probes or any(ask.status not in (None, OK) for ask in self._probes):
             self._probes = self._probe()
         return all(ask.status == OK for ask in self._probes)
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from tests.simulation.host import Worker
 from tests.simulation.network import Cable, PeerLine
 from tests.simulation.world import Process
-from zmesh.core.events import Heard
+from zmesh.core.agency import AgentEvent, AgentLink
+from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.events import Heard, Started
 from zmesh.messages import (
     PROTOCOL_VERSION,
     Credit,
@@ -79,6 +81,46 @@ class Administrator(Stranger):
         hello = greeting(simulation, number, Role.ADMIN)
         words: list[Message] = [Stats(), *([Drain(0, "a new version")] if drain else [])]
         super().__init__(simulation, number, 0, hello, [*words, Goodbye([])])
+
+
+class LostAgent(Process):
+    """A real agent that was given the address of a stage; it is refused, says so, and tries again until it ends."""
+
+    def __init__(self, simulation: Simulation, number: int) -> None:
+        super().__init__(simulation.world, f"stranger{number}")
+        peer = PeerId(simulation.world.dice(f"stranger {number}").randbytes(16))
+        self.checks = simulation.checks
+        self.link = AgentLink(peer, "elsewhere", 1, simulation.plan.fingerprint, simulation.limits)
+        self.line = PeerLine(simulation.network, 1, Cable(self.name, simulation.scenario.wire_seconds), self)
+        self._connect_at: float | None = self.world.now
+        self.world.after(PATIENCE_SECONDS, self._leave)
+        self.wake()
+
+    def turn(self) -> None:
+        heard: list[AgentEvent] = []
+        if self._connect_at is not None and self.world.now >= self._connect_at:
+            self._connect_at = None
+            self.line.connect()
+            heard.append(Started())
+        self.line.flush()
+        heard += self.line.receive()
+        self.checks.agent_hears(heard)
+        effects = self.link.handle(*heard, now=self.world.now)
+        self.checks.agent_says(effects)
+        for effect in effects:
+            match effect:
+                case Transmit(session, message):
+                    self.line.send(session, message)
+                case Reconnect(after_seconds):
+                    self.line.disconnect()
+                    self._connect_at = self.world.now + after_seconds
+                    self.wake_at(self._connect_at)
+                case Report(level, text):
+                    self.world.tell(self.name, f"{level}: {text}")
+
+    def _leave(self) -> None:
+        self.is_alive = False
+        self.line.disconnect()
 
 
 def greeting(simulation: Simulation, number: int, role: Role, **other: object) -> Hello:
@@ -151,4 +193,5 @@ def strangers(simulation: Simulation) -> list[Callable[[Simulation, int], Proces
         out_of_role,
         thief,
         Administrator,
+        LostAgent,
     ]

@@ -83,7 +83,7 @@ class Process:
         self.is_alive = True
         self.stopped_until = 0.0
         self.stops: list[tuple[float, float]] = []
-        self.hurt_at = 0.0  # when it was last stopped, cut off, or given up on its connection
+        self.hurt_at = 0.0  # until when it was last stopped, cut off, or giving up on its connection
         self.connections = 0  # how many it has greeted on
         self._rings_at = inf
 
@@ -118,11 +118,12 @@ class Process:
         now = self.world.now
         self.stopped_until = max(self.stopped_until, now + seconds)
         self.stops.append((now, self.stopped_until))
-        self.hurt()
+        self.hurt(seconds)
         self.wake_at(self.stopped_until)
 
-    def hurt(self) -> None:
-        self.hurt_at = self.world.now
+    def hurt(self, seconds: float = 0.0) -> None:
+        """Others may rightly find it wanting, from now on for so long."""
+        self.hurt_at = max(self.hurt_at, self.world.now + seconds)
 
     def ran_between(self, start: float, end: float) -> float:
         """Seconds in that time in which it was not stopped."""

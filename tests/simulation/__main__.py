@@ -19,6 +19,7 @@ from tests.simulation.simulation import Failed, Report, Simulation, run
 from tests.simulation.sweep import sweep
 
 LINE_CHARACTERS_MAX = 400
+RARE = 20  # what was hit less often than this is shown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,6 +71,8 @@ def play_many(seeds: range, processes: int) -> int:
         print(failure)
     hits: Counter[str] = sum((report.hits for report in reports), Counter())
     print(f"{len(reports)} seeds in {time.monotonic() - started:.1f} s: {summary(reports)}")
+    rare = sorted((hits[what], what) for what in coverage.everything() if 0 < hits[what] < RARE)
+    print(f"rare: {', '.join(f'{what} {count}' for count, what in rare) or 'nothing'}")
     print(f"failed: {len(failures)}; never hit: {', '.join(coverage.missing(hits)) or 'nothing'}")
     return bool(failures)
 

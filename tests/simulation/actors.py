@@ -177,7 +177,7 @@ class Broker(Process):
         for address, queue in list(self.parked.items()):
             sent = Sent.SENT
             while queue and sent is Sent.SENT:
-                since, message, session = queue[0]
+                _, message, session = queue[0]
                 sent = self.router.send(address, session, message)
                 if sent is Sent.SENT:
                     queue.popleft()

@@ -8,8 +8,9 @@ innocents are not punished. I10 no worker holds more than it asked for. I11 noth
 deadline came to that worker. I12 no task waits beside an idle worker for longer than its stage may wait.
 
 What I5 promises. A second process may start a row while the first still runs it only if the broker could not know
-better: the first one is stopped or cut off, runs for so long that its lease was hedged, or was given the row by a
-broker that is gone; or the gateway came back from a broken connection and asked again. A once-only row has no excuse.
+better: one of them was stopped or cut off, the first runs for so long that its lease was hedged, or was given the row
+by a broker that is gone; or the gateway came back from a broken connection and asked again. A once-only row has no
+excuse.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from math import log2
 from typing import TYPE_CHECKING
 
 from tests.simulation.actors import Broker, Gateway
-from tests.simulation.model import Ask, Batch, Flaw, Part, nonce_of
+from tests.simulation.model import SICK, Ask, Batch, Flaw, Part, nonce_of
 from tests.simulation.network import name_of
-from tests.simulation.world import Process
 from zmesh.core import events, invariants
 from zmesh.core.effects import DispatcherEffect, Run, Send
 from zmesh.core.events import Address, DispatcherEvent, Heard
@@ -73,6 +73,7 @@ class Checks:
         self._running: dict[tuple[int, str], Worker] = {}
         self._tasks: dict[Worker, dict[int, tuple[int, list[float]]]] = {}
         self._cancels: dict[Worker, dict[int, int]] = {}
+        self._errors: dict[int, bytes] = {}  # the first error of a sick worker that was replied, by task
         self._most = 0  # tasks that the broker can have had in this turn
 
     def expect(self, condition: object, text: str, ask: Ask | None = None) -> None:
@@ -105,9 +106,20 @@ class Checks:
             if type(effect) is Send:
                 if type(effect.message) is Tasks:
                     self._given(broker, effect.address, effect.message)
-                elif type(effect.message) is Reply and SHED in effect.message.statuses:
-                    limit = broker.dispatcher.mesh.limits.queue_tasks_max
-                    self.expect(self._most > limit, f"somebody is shed with {self._most} there, {limit} may wait")
+                elif type(effect.message) is Reply:
+                    self._replied(broker, effect.message)
+
+    def _replied(self, broker: Broker, reply: Reply) -> None:
+        if SHED in reply.statuses:
+            limit = broker.dispatcher.mesh.limits.queue_tasks_max
+            self.expect(self._most > limit, f"somebody is shed with {self._most} there, {limit} may wait")
+        if INTERNAL in reply.statuses:
+            for id, payload in zip(reply.ids, reply.payloads, strict=True):
+                ask, text = self.by_id[id], bytes(payload[:60])
+                if text.startswith(SICK) and id not in self._errors:
+                    self._errors[id] = text
+                    last = ask.holders[-1].name.encode()
+                    self.expect(text == SICK + last, f"an error of {text!r} counts, {last!r} has the task", ask)
 
     def _given(self, broker: Broker, address: Address, tasks: Tasks) -> None:
         connection = broker.router.routes.get(address)
@@ -200,12 +212,17 @@ class Checks:
         if status == TOO_LARGE:
             return None if ask.flaw is Flaw.HUGE else "it is small enough"
         if status == POISONED:
-            return None if ask.charged >= self.simulation.limits.deaths_max else f"I8: {ask.charged} deaths charged"
+            most = max(ask.charged.values(), default=0)
+            return None if most >= self.simulation.limits.deaths_max else f"I8: {most} deaths charged at one stage"
         if ask.flaw is Flaw.BAD and (status, payload) == ask.error:
             return None
         return self._why_no_internal(ask, payload) if status == INTERNAL else "nothing says so"
 
     def _why_no_internal(self, ask: Ask, payload: bytes) -> str | None:
+        if payload.startswith(SICK):
+            return (
+                None if any(payload == SICK + holder.name.encode() for holder in ask.holders) else "it was never there"
+            )
         if payload == b"forward raised":
             return None if ask.flaw is Flaw.RAISE or ask.bystander else "its batch did not raise"
         if payload == b"outcome unknown":
@@ -222,8 +239,7 @@ class Checks:
 
     def _was_hurt(self, ask: Ask) -> bool:
         """Whether anybody who ever had the request ended, stopped or was cut off since it was accepted."""
-        holders = [holder for holder in ask.holders if isinstance(holder, Process)]
-        parties = [*holders, self._gateway(ask)]
+        parties = [*ask.holders, self._gateway(ask)]
         new_broker = self.brokers[-1][1] > ask.accepted
         return new_broker or any(not one.is_alive or one.hurt_at >= ask.accepted for one in parties)
 
@@ -282,20 +298,15 @@ class Checks:
 
     def _starts(self, worker: Worker, ask: Ask, stage: str) -> None:
         other = self._running.get((ask.id, stage))
-        if other is not None and other is not worker and other.is_alive and not self._is_excused(other, ask):
+        if other is not None and other is not worker and other.is_alive and not self._are_excused(other, worker, ask):
             raise Broken(f"I5: {ask.nonce} runs at {worker.name} and still at {other.name}", ask)
         self._running[ask.id, stage] = worker
 
-    def _is_excused(self, other: Worker, ask: Ask) -> bool:
+    def _are_excused(self, first: Worker, second: Worker, ask: Ask) -> bool:
         """See the module."""
-        since = max(ask.accepted, self.world.now - self.simulation.limits.lease_seconds_min)
-        return (
-            other.hurt_at >= ask.accepted
-            or other.hurt_at >= since
-            or self.brokers[-1][1] >= ask.accepted
-            or self._gateway(ask).hurt_at >= ask.accepted
-            or other.part_began <= self.world.now - self.simulation.limits.lease_seconds_min
-        )
+        parties = first, second, self._gateway(ask)
+        was_hurt = any(one.hurt_at >= ask.accepted for one in parties) or self.brokers[-1][1] >= ask.accepted
+        return was_hurt or self.world.now - first.part_began >= self.simulation.limits.lease_seconds_min
 
     def part_ends(self, worker: Worker, batch: Batch, part: Part) -> None:
         for row in part.rows:
@@ -315,7 +326,7 @@ class Checks:
             if self._running.get(key) is worker:
                 del self._running[key]
             is_blamed = worker.slate.phase is Phase.FORWARD or row == worker.slate.row
-            ask.charged += is_charged and is_blamed
+            ask.charged[worker.stage.name] += is_charged and is_blamed
 
     # ── agents ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -374,8 +385,7 @@ class Checks:
 
     def _was_hurt_otherwise(self, ask: Ask) -> bool:
         agents = [*self.simulation.agents, *self.simulation.former_agents]
-        holders = [holder for holder in ask.holders if isinstance(holder, Process)]
-        parties = [*agents, *holders, self._gateway(ask)]
+        parties = [*agents, *ask.holders, self._gateway(ask)]
         return self.brokers[-1][1] >= ask.accepted or any(one.hurt_at >= ask.accepted for one in parties)
 
     def unanswered(self) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tests.simulation.actors import Gateway
 from tests.simulation.host import KILLED, SEGFAULT, TERMINATED, Agent, Worker
 from tests.simulation.model import Flaw
-from tests.simulation.network import Connection, Garbage, Sent, Trigger
+from tests.simulation.network import Cable, Connection, Garbage, Sent, Trigger
 from tests.simulation.scenario import Burst
 from tests.simulation.strangers import Administrator, strangers
 from tests.simulation.world import START, Process
@@ -29,14 +29,15 @@ KINDS: dict[str, float] = {
     "kill_worker": 3,
     "crash_worker": 2,
     "run_out_of_memory": 1,
-    "die_in_mid_sentence": 2,
+    "die_in_mid_sentence": 3,
     "worker_quits": 1,
     "stop_worker": 2,
     "drain_worker": 2,
     "slow_batch": 2,
+    "sick_worker": 1,
     "kill_agent": 1,
     "stop_agent": 1,
-    "broken_start": 0.3,
+    "broken_start": 0.4,
     "stop_gateway": 1,
     "clients_leave": 2,
     "overload": 1,
@@ -70,6 +71,7 @@ MOMENTS: dict[str, tuple[type, ...]] = {
     "stop_worker": (Tasks, Results, Welcome),
     "drain_worker": (Hello, Welcome, Tasks, Results),
     "kill_agent": (Exited, Tasks),
+    "broken_start": (Tasks,),
     "stop_gateway": (Reply, Submit),
     "clients_leave": (Tasks, Results, Submit),
     "kill_broker": (Submit, Tasks, Results, Reply, Welcome),
@@ -194,18 +196,22 @@ class Faults:
         agent = next((agent for agent in self.simulation.agents if worker in agent.workers), None)
         if worker is None or agent is None or worker.batch is None:
             return ""
-        said = self._slow([worker.line.cable])
-        self._lie_in_wait_for(worker)
+        said = self._slow([worker.line.cable], 0.4)
+        self._when_it_says(worker, Results, lambda worker: worker.exit(SEGFAULT, linger=True))
         return f"{said}, and then it dies of what it has just answered"
 
-    def _lie_in_wait_for(self, worker: Worker) -> None:
-        def die(near: Process | None) -> None:
-            if near is worker and worker.is_alive:
-                worker.exit(SEGFAULT, linger=True)
-            elif worker.is_alive and worker in self.simulation.workers() and not self._is_over:
-                self._lie_in_wait_for(worker)
+    def _when_it_says(self, worker: Worker, kind: type, act: Callable[[Worker], None]) -> None:
+        """Just after its next message of that kind, as long as it lives and faults happen."""
 
-        self.network.triggers.append(Trigger(Results, die, delays=(0.0,)))
+        def happen(near: Process | None) -> None:
+            if not worker.is_alive or self._is_over:
+                return
+            if near is worker:
+                act(worker)
+            else:
+                self._when_it_says(worker, kind, act)
+
+        self.network.triggers.append(Trigger(kind, happen, delays=(0.0,)))
 
     def run_out_of_memory(self, near: Process | None) -> str:
         return self._end_worker(near, KILLED, is_oom=True)
@@ -233,7 +239,21 @@ class Faults:
         seconds = self.dice.choice((0.02, 0.5, 5.0, 5.0))
         worker.order_drain(seconds)
         self.lasts(seconds)
-        return f"{worker.name} is told to drain within {seconds} s"
+        told = f"{worker.name} is told to drain within {seconds} s"
+        if self.dice.random() < 0.5:
+            self._when_it_says(worker, Credit, self._leave_it_alone)
+            told += ", and is left alone once it has said so"
+        return told
+
+    def _leave_it_alone(self, worker: Worker) -> None:
+        """What it waits for does not come: the pipe is full, or the broker finds nobody there."""
+        connection = worker.line.connection
+        if connection is not None and self.dice.random() < 0.5:
+            connection.full_until = self.world.now + 2.5
+            worker.hurt(2.5)
+            self.lasts(2.5)
+        elif connection is not None:
+            self.network.break_off(connection, self.dice.uniform(*HALF_OPEN_SECONDS), 0.0)
 
     def slow_batch(self, near: Process | None) -> str:
         worker = self._worker(near)
@@ -241,6 +261,17 @@ class Faults:
             return ""
         worker.slow_batch_seconds = seconds = self._between((0.5, 3.0), (6.0, 18.0))
         return f"the next batch of {worker.name} takes {seconds:.3f} s longer"
+
+    def sick_worker(self, near: Process | None) -> str:
+        """Every row it runs fails; half of them are also stopped or cut off, so that others run the same rows."""
+        worker = self._worker(near)
+        if worker is None:
+            return ""
+        seconds = self._between((0.2, 2.0), (2.0, 20.0))
+        worker.sick_until = self.world.now + seconds
+        self.lasts(seconds)
+        also = self.dice.choice((None, None, self.stop_worker, self.break_connection))
+        return f"{worker.name} fails every row for {seconds:.3f} s" + (f"; {also(worker)}" if also else "")
 
     def kill_agent(self, near: Process | None) -> str:
         agent = self._one([agent for agent in self.simulation.agents if agent.is_alive])
@@ -259,13 +290,14 @@ class Faults:
 
     def broken_start(self, near: Process | None) -> str:
         """Its workers do not start for a while, and the present ones end."""
-        stage = self.dice.choice(self.simulation.plan.stages).name
+        worker = self._worker(near)
+        stage = worker.stage.name if worker else self.dice.choice(self.simulation.plan.stages).name
         seconds = self._between((0.3, 1.0), (2.0, 6.0))
         self.simulation.broken_until[stage] = self.world.now + seconds
         self.lasts(seconds)
         for worker in self.simulation.workers():
-            if worker.stage.name == stage and self.dice.random() < 0.9:
-                worker.exit(self.dice.choice((KILLED, 1)))
+            if worker.stage.name == stage:
+                worker.exit(self.dice.choice((KILLED, SEGFAULT, 1)))
         return f"workers of {stage} do not start for {seconds:.3f} s"
 
     def order_kill(self, near: Process | None) -> str:
@@ -312,7 +344,17 @@ class Faults:
         return self._ask(self.dice.choice((4, 16, 40)), seconds=self._between((0.01, 0.1), (0.1, 0.5)))
 
     def poison(self, near: Process | None) -> str:
-        return "one of " + self._ask(self.dice.choice((1, 3, 12)), flaw=Flaw.POISON)
+        count, chance = self.dice.choice((1, 3, 12)), self.dice.random()
+        if chance < 0.6:
+            return "one of " + self._ask(count, flaw=Flaw.POISON)
+        told = self._ask(count, flaw=Flaw.POISON, seconds=self.dice.uniform(0.1, 0.6))
+        self.world.after(0.02, self._silence_gateways)
+        return f"one of {told}, who do not live to say that it is too late"
+
+    def _silence_gateways(self) -> None:
+        for gateway in self.simulation.gateways:
+            if gateway.line is not None and gateway.line.connection is not None:
+                self.network.break_off(gateway.line.connection, self.dice.uniform(*HALF_OPEN_SECONDS), 0.0)
 
     # ── the broker ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -386,7 +428,7 @@ class Faults:
         who = connection.dealer.owner.name
         return f"nothing arrives {'from' if up else 'at'} {who}, until that connection breaks in {seconds:.3f} s"
 
-    def _cut(self, cables: list[object], seconds: float) -> None:
+    def _cut(self, cables: list[Cable], seconds: float) -> None:
         for gateway in self.simulation.gateways:
             if gateway.line is not None and gateway.cable in cables:
                 self._cut_line(gateway.line.connection)
@@ -416,7 +458,7 @@ class Faults:
         cables, seconds = [agent.cable, *(slot.cable for slot in agent.slots)], self._between((0.05, 2.0), (2.0, 14.0))
         for cable in cables:
             cable.down_until = self.world.now + seconds
-        self._cut(list(cables), seconds)
+        self._cut(cables, seconds)
         return f"the host of {agent.name} is cut off for {seconds:.3f} s"
 
     def slow_cable(self, near: Process | None) -> str:
@@ -426,8 +468,8 @@ class Faults:
     def slow_network(self, near: Process | None) -> str:
         return self._slow(self.simulation.cables())
 
-    def _slow(self, cables: list) -> str:  # type: ignore[type-arg]
-        seconds, delay = self._between((0.5, 5.0), (3.0, 10.0)), self.dice.choice((0.03, 0.1, 0.4))
+    def _slow(self, cables: list[Cable], delay: float = 0.0) -> str:
+        seconds, delay = self._between((0.5, 5.0), (3.0, 10.0)), delay or self.dice.choice((0.03, 0.1, 0.4))
         for cable in cables:
             cable.slow_until, cable.slow_seconds = self.world.now + seconds, delay
         self.lasts(seconds)

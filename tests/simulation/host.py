@@ -81,6 +81,7 @@ class Worker(Process):
         self.is_ready = self.is_booted = self.was_out_of_memory = False
         self.part_began = 0.0
         self.slow_batch_seconds = 0.0  # how much longer its next batch takes
+        self.sick_until = 0.0
         self.on_ready: Callable[[], None] = lambda: None
         self._ended = ended
         self._connect_at: float | None = None
@@ -206,7 +207,8 @@ class Worker(Process):
         assert batch is not None
         cost = self.simulation.scenario.costs[self.stage.name]
         self.part_began = self.world.now
-        part = batch.begin(self.world.now, self.session.cancelled_running, self.dice, cost)
+        sick = self.name.encode() if self.world.now < self.sick_until else b""
+        part = batch.begin(self.world.now, self.session.cancelled_running, self.dice, cost, sick)
         if part.rows:
             part.seconds += self.slow_batch_seconds
             self.simulation.faults.lasts(self.slow_batch_seconds)

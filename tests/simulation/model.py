@@ -5,25 +5,31 @@ which stages it went through, in which order. A few requests have a *flaw* at on
 
 * BAD: the row has an error of its own, and nobody else has;
 * RAISE: `forward` raises for any batch it is in, so that the batch is bisected;
-* POISON: the process ends when it gets there, in decode, forward or encode.
+* POISON: the process ends when it gets there, in decode, forward or encode;
+* HUGE: it is larger than a message may be.
+
+A *sick* worker answers each row with an error that bears its name, so that it shows whose word counted.
 
 `Batch` does with a lease what zmesh/runner.py does, in virtual time.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from random import Random
 
+from tests.simulation.world import Process
 from zmesh.core.effects import Run
 from zmesh.core.events import RowsFinished
 from zmesh.messages import Kind, Payload, Phase, Status, TaskId
 
-__all__ = ["Ask", "Batch", "Flaw", "Part", "Slate"]
+__all__ = ["SICK", "Ask", "Batch", "Flaw", "Part", "Slate"]
 
 ERRORS = (Status.BAD_REQUEST, Status.VALIDATION, Status.INTERNAL)
+SICK = b"sick: "
 POISONOUS = (Phase.DECODE, Phase.FORWARD, Phase.FORWARD, Phase.FORWARD, Phase.ENCODE)
 
 
@@ -53,10 +59,10 @@ class Ask:
     status: int | None = None
     answered: float = 0.0
     starts: list[str] = field(default_factory=list)  # stages at which it began to run, in order
-    charged: int = 0  # deaths that anybody may have charged it with
+    charged: Counter[str] = field(default_factory=Counter)  # deaths it may have been charged with, by stage
     kills: int = 0  # processes that it ended
     given: int = 0  # leases that it was in
-    holders: list[object] = field(default_factory=list)  # the processes that were given it
+    holders: list[Process] = field(default_factory=list)  # the processes that were given it
     bystander: bool = False  # it was in a batch of a once-only stage that raised
 
     @property
@@ -121,8 +127,10 @@ class Batch:
         self.todo = [list(range(len(asks)))]
         self.part: Part | None = None
 
-    def begin(self, now: float, cancelled: Collection[int], dice: Random, cost: tuple[float, float]) -> Part:
-        """The next part; `cost` is seconds for a batch and for each of its rows."""
+    def begin(
+        self, now: float, cancelled: Collection[int], dice: Random, cost: tuple[float, float], sick: bytes = b""
+    ) -> Part:
+        """The next part; `cost` is seconds for a batch and for each of its rows. A `sick` worker fails every row."""
         done: list[tuple[int, int, bytes]] = []
         rows: list[int] = []
         for row in self.todo.pop():
@@ -151,6 +159,8 @@ class Batch:
                 for row in rows:
                     self.asks[row].bystander = True
                 done += [(row, int(Status.INTERNAL), b"forward raised") for row in rows]
+        elif sick:
+            done += [(row, int(Status.INTERNAL), SICK + sick) for row in rows]
         else:
             done += [(row, *self._result(row)) for row in rows]
         if done:

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from math import ceil
 from typing import TYPE_CHECKING
 
+from tests.simulation.checks import Broken
 from tests.simulation.model import Ask
 from tests.simulation.network import Cable, Garbage, PeerLine, Router, Sent, describe, ids_in
+from tests.simulation.today import REPLIES_ARE_KEPT
 from tests.simulation.world import REACTION_SECONDS, Process
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
-from zmesh.core.effects import Answer, DispatcherEffect, Forget, LinkEffect, Reconnect, Report, Send, Transmit
+from zmesh.core.effects import Answer, DispatcherEffect, Forget, Leave, LinkEffect, Reconnect, Report, Send, Transmit
 from zmesh.core.events import Address, DispatcherEvent, Heard, LinkEvent, RequestsAbandoned, RequestsAccepted, Started
 from zmesh.core.link import Link
 from zmesh.messages import (
@@ -83,7 +85,8 @@ class Broker(Process):
         self.simulation, self.checks, self.network = simulation, simulation.checks, simulation.network
         plan, limits = simulation.plan, simulation.limits
         self.dispatcher = Dispatcher(plan, limits, self.world.dice(f"broker {number}"), self.world.now)
-        self.router = Router(self.network, len(plan.stages) + 1, self.wake)
+        self.router = Router(self.network, len(plan.stages) + 1, self.wake, self._saw_end)
+        self.is_draining = False
         self.network.router = self.router
         self.locals: dict[Address, Gateway] = {}
         self.parked: dict[Address, deque[tuple[float, Message, SessionId]]] = {}
@@ -105,6 +108,11 @@ class Broker(Process):
         self._pending.append(event)
         self.wake()
 
+    def _saw_end(self, socket: int) -> None:
+        """The monitor of a socket tells that a connection ended, not whose."""
+        if REPLIES_ARE_KEPT and self.is_alive:
+            self.overhear(events.ConnectionLost(socket))
+
     def turn(self) -> None:
         now = self.world.now
         happened, self._pending = self._pending, []
@@ -117,6 +125,9 @@ class Broker(Process):
         if self.world.is_told:
             for event in happened:
                 self._tell_event(event)
+        if not self.is_draining and any(type(event) is events.DrainAsked for event in happened):
+            self.is_draining = True
+            self.simulation.faults.drains(self)
         self.checks.broker_hears(self, happened)
         effects = self.dispatcher.handle(*happened, now=now)
         self.checks.broker_says(self, effects)
@@ -335,6 +346,8 @@ class Gateway(Process):
                 self.hurt()
                 self._close()
                 self._reopen_at = self.world.now + max(0.001, whole_ms(after_seconds))
+            case Leave(reason):
+                raise Broken(f"{self.name}, who is welcome, leaves: {reason}")
 
     def _say(self, session: SessionId, message: Message) -> None:
         if self.line is not None:

@@ -20,22 +20,20 @@ from collections.abc import Iterable, Sequence
 from math import log2
 from typing import TYPE_CHECKING
 
-from tests.simulation.actors import Broker, Gateway
 from tests.simulation.model import SICK, Ask, Batch, Flaw, Part, nonce_of
 from tests.simulation.network import name_of
+from tests.simulation.today import REPLIES_ARE_KEPT
 from zmesh.core import events, invariants
 from zmesh.core.effects import DispatcherEffect, Run, Send
 from zmesh.core.events import Address, DispatcherEvent, Heard
-from zmesh.messages import Cancel, Payload, Phase, Reply, State, Status, Tasks
+from zmesh.messages import Cancel, Payload, Phase, Reply, Results, State, Status, Tasks
 
 if TYPE_CHECKING:
+    from tests.simulation.actors import Broker, Gateway
     from tests.simulation.host import Worker
     from tests.simulation.simulation import Simulation
 
 __all__ = ["Broken", "Checks"]
-
-# What the core does not do yet, and what is therefore let pass. Set to True what it does; see docs/testing.md.
-REPLIES_ARE_KEPT = False  # until then a once-only row may start twice, when its gateway's connection broke meanwhile
 
 LATE_SECONDS = 0.250  # after its deadline, an outcome may be so late
 EARLY_SECONDS = 1.0  # before it, a stage may be sure that it cannot make it
@@ -73,7 +71,7 @@ class Checks:
         self._running: dict[tuple[int, str], Worker] = {}
         self._tasks: dict[Worker, dict[int, tuple[int, list[float]]]] = {}
         self._cancels: dict[Worker, dict[int, int]] = {}
-        self._errors: dict[int, bytes] = {}  # the first error of a sick worker that was replied, by task
+        self._void: dict[bytes, bool] = {}  # errors of sick workers that came too late to count
         self._most = 0  # tasks that the broker can have had in this turn
 
     def expect(self, condition: object, text: str, ask: Ask | None = None) -> None:
@@ -96,6 +94,8 @@ class Checks:
             self.hits[f"the dispatcher hears {type(event).__name__}"] += 1
             if type(event) is events.TasksSubmitted:
                 self._most += len(event.message.columns.ids)
+            elif type(event) is events.BatchFinished and INTERNAL in event.message.statuses:
+                self._note_void(broker, event.message)
             if type(event) is events.WorkerExited and event.message.failing:
                 self._said_failing[event.message.stage] = self.world.now
 
@@ -112,14 +112,23 @@ class Checks:
     def _replied(self, broker: Broker, reply: Reply) -> None:
         if SHED in reply.statuses:
             limit = broker.dispatcher.mesh.limits.queue_tasks_max
-            self.expect(self._most > limit, f"somebody is shed with {self._most} there, {limit} may wait")
+            for id, status in zip(reply.ids, reply.statuses, strict=True):
+                if status == SHED and not self.by_id[id].is_shed:  # else it is said again
+                    self.by_id[id].is_shed = True
+                    self.expect(self._most > limit, f"one is shed with {self._most} there, {limit} may wait")
         if INTERNAL in reply.statuses:
             for id, payload in zip(reply.ids, reply.payloads, strict=True):
-                ask, text = self.by_id[id], bytes(payload[:60])
-                if text.startswith(SICK) and id not in self._errors:
-                    self._errors[id] = text
-                    last = ask.holders[-1].name.encode()
-                    self.expect(text == SICK + last, f"an error of {text!r} counts, {last!r} has the task", ask)
+                if payload in self._void:
+                    raise Broken(f"an error counts whose lease does not have the task: {payload!r}", self.by_id[id])
+
+    def _note_void(self, broker: Broker, results: Results) -> None:
+        """Remember the errors that must not count: those from a lease that does not have the task now."""
+        mesh = broker.dispatcher.mesh
+        lease = mesh.leases.get(results.lease) or mesh.late_leases.get(results.lease)
+        if lease is not None and results.epoch == broker.epoch:
+            for row, payload in zip(results.rows, results.payloads, strict=True):
+                if payload.startswith(SICK) and lease.tasks[row].lease is not lease:
+                    self._void[payload] = True
 
     def _given(self, broker: Broker, address: Address, tasks: Tasks) -> None:
         connection = broker.router.routes.get(address)
@@ -221,7 +230,9 @@ class Checks:
     def _why_no_internal(self, ask: Ask, payload: bytes) -> str | None:
         if payload.startswith(SICK):
             return (
-                None if any(payload == SICK + holder.name.encode() for holder in ask.holders) else "it was never there"
+                None
+                if any(payload.startswith(SICK + holder.name.encode()) for holder in ask.holders)
+                else "it was never there"
             )
         if payload == b"forward raised":
             return None if ask.flaw is Flaw.RAISE or ask.bystander else "its batch did not raise"
@@ -374,6 +385,10 @@ class Checks:
         for stage in mesh.stages:
             left = (stage.queue.waiting, stage.queue.suspects, stage.queue.bytes, stage.leased)
             self.expect(left == (0, 0, 0, 0), f"I7: stage {stage.plan.name} counts {left}")
+        if REPLIES_ARE_KEPT:
+            for gateway in mesh.directory.gateways():
+                self.expect(not len(gateway.kept), f"I7: {len(gateway.kept)} replies are kept")
+            self.expect(not mesh.held, "I7: a gateway's tasks are held")
 
     def _check_poison(self, ask: Ask) -> None:
         """I8: 3 + log2(group) processes, if every death was seen and charged; else again for each new beginning."""

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from tests.simulation.actors import Gateway
+from tests.simulation.actors import Broker, Gateway
 from tests.simulation.host import KILLED, SEGFAULT, TERMINATED, Agent, Worker
 from tests.simulation.model import Flaw
 from tests.simulation.network import Cable, Connection, Garbage, Sent, Trigger
 from tests.simulation.scenario import Burst
-from tests.simulation.strangers import Administrator, strangers
+from tests.simulation.strangers import PATIENCE_SECONDS, Administrator, strangers
 from tests.simulation.world import START, Process
 from zmesh.core import events
 from zmesh.messages import Cancel, Credit, Exited, Hello, Kill, LeaseId, Reply, Results, Submit, Tasks, Welcome
@@ -363,28 +363,32 @@ class Faults:
         if broker is None or not self.simulation.scenario.is_isolated:
             return ""
         seconds = self._between((0.01, 0.1), (0.1, 0.5), (0.5, 2.0), (4.0, 8.0))
-        self._kill_broker(seconds)
+        self._kill_broker(broker, seconds)
         return f"{broker.name} is killed; another one comes in {seconds:.3f} s"
 
-    def _kill_broker(self, seconds: float) -> None:
-        broker = self.simulation.broker
-        if broker is not None:
+    def _kill_broker(self, broker: Broker, seconds: float) -> None:
+        if broker.is_alive:
             broker.die()
             self.simulation.broker = None
             self.world.after(seconds, self.simulation.start_broker)
             self.lasts(seconds)
 
     def replace_broker(self, near: Process | None) -> str:
-        """An operator tells it to drain, and then starts another one."""
+        """An operator tells it to drain; see `drains`."""
         broker = self.simulation.broker
-        if broker is None or not self.simulation.scenario.is_isolated or broker.dispatcher.mesh.draining:
+        if broker is None or not self.simulation.scenario.is_isolated or broker.is_draining:
             return ""
         self._strangers += 1
         Administrator(self.simulation, self._strangers, drain=True)
+        self.lasts(PATIENCE_SECONDS)
+        return f"{broker.name} is to drain"
+
+    def drains(self, broker: Broker) -> None:
+        """It was told to, and is replaced after a while."""
         seconds = self._between((0.1, 0.5), (0.5, 3.0))
-        self.world.after(seconds, self._kill_broker, 0.2)
+        self.world.after(seconds, self._kill_broker, broker, 0.2)
+        self.world.tell("fault", f"{broker.name} drains, and is replaced in {seconds:.3f} s")
         self.lasts(seconds + 0.2)
-        return f"{broker.name} is to drain, and is replaced in {seconds:.3f} s"
 
     def stop_broker(self, near: Process | None) -> str:
         broker = self.simulation.broker

@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from tests.simulation.actors import RETRY_SECONDS, whole_ms
+from tests.simulation.checks import Broken
 from tests.simulation.model import Batch, Part, Slate
 from tests.simulation.network import Cable, PeerLine
 from tests.simulation.world import Process
@@ -329,6 +330,8 @@ class Agent(Process):
                     self._connect_at = self.world.now + after_seconds
                 case Report(level, text):
                     self.world.tell(self.name, f"{level}: {text}")
+                case Leave(reason):
+                    raise Broken(f"{self.name}, who is welcome, leaves: {reason}")
                 case End(kill):
                     for worker in self.workers:
                         if worker.peer == kill.peer and worker.slate.lease == kill.lease:

@@ -8,7 +8,7 @@ which stages it went through, in which order. A few requests have a *flaw* at on
 * POISON: the process ends when it gets there, in decode, forward or encode;
 * HUGE: it is larger than a message may be.
 
-A *sick* worker answers each row with an error that bears its name, so that it shows whose word counted.
+A *sick* worker answers each row with an error that bears its name and the lease, so that it shows whose word counted.
 
 `Batch` does with a lease what zmesh/runner.py does, in virtual time.
 """
@@ -56,6 +56,7 @@ class Ask:
     flaw_at: str = ""  # the stage
     id: TaskId = TaskId(0)  # noqa: RUF009
     is_abandoned: bool = False
+    is_shed: bool = False  # a broker said so
     status: int | None = None
     answered: float = 0.0
     starts: list[str] = field(default_factory=list)  # stages at which it began to run, in order
@@ -160,7 +161,10 @@ class Batch:
                     self.asks[row].bystander = True
                 done += [(row, int(Status.INTERNAL), b"forward raised") for row in rows]
         elif sick:
-            done += [(row, int(Status.INTERNAL), SICK + sick) for row in rows]
+            done += [
+                (row, int(Status.INTERNAL), b"%s%s lease %d row %d" % (SICK, sick, self.lease.lease, row))
+                for row in rows
+            ]
         else:
             done += [(row, *self._result(row)) for row in rows]
         if done:

@@ -215,14 +215,17 @@ class Network:
                 self.world.after(dealer.retry_seconds, self._connected, dealer)
 
     def _router_learns(self, connection: Connection) -> None:
-        connection.router.routes.pop(connection.address, None)
+        if connection.router.routes.pop(connection.address, None) is not None:
+            connection.router.saw_end(connection.address[0])
 
 
 class Router:
     """All ROUTER sockets of one broker process: the front is 0, stage `i` is `i + 1`."""
 
-    def __init__(self, network: Network, sockets: int, wake: Callable[[], None]) -> None:
-        self.network, self._wake = network, wake
+    def __init__(
+        self, network: Network, sockets: int, wake: Callable[[], None], saw_end: Callable[[int], None]
+    ) -> None:
+        self.network, self._wake, self.saw_end = network, wake, saw_end
         self.routes: dict[Address, Connection] = {}
         self.frozen_until = 0.0  # its process is stopped, I/O thread and all: nobody can connect
         self.is_closed = False

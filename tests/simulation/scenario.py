@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from tests.simulation.today import REPLIES_ARE_KEPT
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
 
 __all__ = ["FAULT_SECONDS", "Burst", "Scenario", "draw"]
@@ -17,6 +18,7 @@ FAULT_SECONDS = 60.0  # faults and load last that long
 CALM_SECONDS = 2.0  # of load before the first fault
 TASKS_MIN = 2000
 FAULTS_MIN = 22
+KIB, MIB = 1024, 1024 * 1024
 NAMES = ("a", "b", "c")
 ROUTES = {
     1: [{"/one": "a"}],
@@ -77,15 +79,21 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
         routes=tuple(RoutePlan(path=path, stages=tuple(names)) for path, names in routes.items()),
     )
     is_isolated = dice.random() < 0.6
+    gateways, hosts = dice.choice((1, 2, 3)), dice.choice((1, 1, 2))
+    peers = gateways + hosts * (1 + sum(stage.num for stage in stages))
+    small = REPLIES_ARE_KEPT and dice.random() < 0.3
+    answers = {"answer_bytes_max": dice.choice((2000, 20_000, 64 * MIB))} if REPLIES_ARE_KEPT else {}
     limits = Limits(
         queue_tasks_max=dice.choice((64, 128, 256)),
         late_leases_max=dice.choice((4, 64, 1024)),
-        frame_bytes_max=256 * 1024,
-        message_inline_bytes_max=64 * 1024,
+        peers_max=peers + dice.choice((0, 2, 1000, 1000, 1000)),
+        frame_bytes_max=256 * KIB,
+        message_rows_max=dice.choice((5, 20)) if small else 4096,
+        message_inline_bytes_max=8 * KIB if small else 128 * KIB,
         exit_grace_seconds=dice.choice((0.020, 0.020, 0.200)),
         story_steps_max=512 if is_told else 1,  # stories are told when a seed is replayed, and cost time
+        **answers,
     )
-    gateways = dice.choice((1, 2, 3))
     odds = {kind: weight for kind, weight in kinds.items() if dice.random() < 0.55}
     for kind in dice.sample(list(kinds), 6):
         odds.setdefault(kind, kinds[kind])
@@ -93,7 +101,7 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
     return Scenario(
         plan=plan,
         limits=limits,
-        hosts=dice.choice((1, 1, 2)),
+        hosts=hosts,
         gateways=gateways,
         is_isolated=is_isolated,
         costs=costs,

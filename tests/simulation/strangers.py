@@ -5,15 +5,16 @@ None of them may change anything for the others, except an operator who says DRA
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tests.simulation.host import Worker
 from tests.simulation.network import Cable, PeerLine
 from tests.simulation.world import Process
-from zmesh.core.agency import AgentEvent, AgentLink
-from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink
+from zmesh.core.effects import Leave, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, Started
+from zmesh.core.link import Link
 from zmesh.messages import (
     PROTOCOL_VERSION,
     Credit,
@@ -36,7 +37,7 @@ from zmesh.messages import (
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
 
-__all__ = ["Administrator", "strangers"]
+__all__ = ["PATIENCE_SECONDS", "Administrator", "strangers"]
 
 PATIENCE_SECONDS = 2.0
 
@@ -83,15 +84,13 @@ class Administrator(Stranger):
         super().__init__(simulation, number, 0, hello, [*words, Goodbye([])])
 
 
-class LostAgent(Process):
-    """A real agent that was given the address of a stage; it is refused, says so, and tries again until it ends."""
+class Misled(Process):
+    """A real agent or gateway with the wrong address or the wrong app: it is refused, and tries again or ends."""
 
-    def __init__(self, simulation: Simulation, number: int) -> None:
+    def __init__(self, simulation: Simulation, number: int, link: AgentLink | Link, index: int) -> None:
         super().__init__(simulation.world, f"stranger{number}")
-        peer = PeerId(simulation.world.dice(f"stranger {number}").randbytes(16))
-        self.checks = simulation.checks
-        self.link = AgentLink(peer, "elsewhere", 1, simulation.plan.fingerprint, simulation.limits)
-        self.line = PeerLine(simulation.network, 1, Cable(self.name, simulation.scenario.wire_seconds), self)
+        self.link, self.checks = link, simulation.checks
+        self.line = PeerLine(simulation.network, index, Cable(self.name, simulation.scenario.wire_seconds), self)
         self._connect_at: float | None = self.world.now
         self.world.after(PATIENCE_SECONDS, self._leave)
         self.wake()
@@ -104,9 +103,13 @@ class LostAgent(Process):
             heard.append(Started())
         self.line.flush()
         heard += self.line.receive()
-        self.checks.agent_hears(heard)
-        effects = self.link.handle(*heard, now=self.world.now)
-        self.checks.agent_says(effects)
+        effects: Sequence[AgentEffect | LinkEffect]
+        if isinstance(self.link, Link):
+            effects = self.link.handle(*heard, now=self.world.now)  # type: ignore[arg-type]
+            self.checks.link_says(effects)
+        else:
+            effects = self.link.handle(*heard, now=self.world.now)
+            self.checks.agent_says(effects)
         for effect in effects:
             match effect:
                 case Transmit(session, message):
@@ -115,12 +118,30 @@ class LostAgent(Process):
                     self.line.disconnect()
                     self._connect_at = self.world.now + after_seconds
                     self.wake_at(self._connect_at)
+                case Leave(reason):
+                    self.world.tell(self.name, f"leaves: {reason}")
+                    self._leave()
                 case Report(level, text):
                     self.world.tell(self.name, f"{level}: {text}")
 
     def _leave(self) -> None:
         self.is_alive = False
         self.line.disconnect()
+
+
+def lost_agent(simulation: Simulation, number: int) -> Process:
+    """It was given the address of a stage."""
+    peer = PeerId(simulation.world.dice(f"stranger {number}").randbytes(16))
+    return Misled(simulation, number, AgentLink(peer, "elsewhere", 1, "other", simulation.limits), 1)
+
+
+def lost_gateway(simulation: Simulation, number: int) -> Process:
+    """It serves another app."""
+    dice = simulation.world.dice(f"stranger {number}")
+    peer = PeerId(dice.randbytes(16))
+    prefix = int.from_bytes(peer[:4], "big")
+    link = Link(peer, prefix, "elsewhere", 1, "other", simulation.limits, dice, {"/other": 1})
+    return Misled(simulation, number, link, 0)
 
 
 def greeting(simulation: Simulation, number: int, role: Role, **other: object) -> Hello:
@@ -193,5 +214,6 @@ def strangers(simulation: Simulation) -> list[Callable[[Simulation, int], Proces
         out_of_role,
         thief,
         Administrator,
-        LostAgent,
+        lost_agent,
+        lost_gateway,
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.checks import Broken
 from tests.simulation.model import Ask
 from tests.simulation.network import Cable, Garbage, PeerLine, Router, Sent, describe, ids_in
-from tests.simulation.today import REPLIES_ARE_KEPT
+from tests.simulation.today import KEEPS_REPLIES
 from tests.simulation.world import REACTION_SECONDS, Process
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
@@ -110,7 +110,7 @@ class Broker(Process):
 
     def _saw_end(self, socket: int) -> None:
         """The monitor of a socket tells that a connection ended, not whose."""
-        if REPLIES_ARE_KEPT and self.is_alive:
+        if KEEPS_REPLIES and self.is_alive:
             self.overhear(events.ConnectionLost(socket))
 
     def turn(self) -> None:
@@ -174,6 +174,9 @@ class Broker(Process):
                 self._tell_send(effect, "")
             case Sent.FULL:
                 self._park(effect)
+            case Sent.CROWDED:
+                self._tell_send(effect, " (no room)")
+                self._pending.append(events.SendFailed(address, effect.message))
             case Sent.GONE:
                 self._tell_send(effect, " (nobody is there)")
                 self._pending.append(events.SendFailed(address, effect.message))

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tests.simulation.actors import Broker, Gateway
 from tests.simulation.host import KILLED, SEGFAULT, TERMINATED, Agent, Worker
-from tests.simulation.model import Flaw
+from tests.simulation.model import Ask, Flaw, Part
 from tests.simulation.network import Cable, Connection, Garbage, Sent, Trigger
 from tests.simulation.scenario import Burst
 from tests.simulation.strangers import PATIENCE_SECONDS, Administrator, strangers
+from tests.simulation.today import SURVIVES_NO_ROOM
 from tests.simulation.world import START, Process
 from zmesh.core import events
 from zmesh.messages import Cancel, Credit, Exited, Hello, Kill, LeaseId, Reply, Results, Submit, Tasks, Welcome
@@ -43,6 +44,7 @@ KINDS: dict[str, float] = {
     "overload": 1,
     "hurried_clients": 1,
     "poison": 2,
+    "hunt": 1,
     "kill_broker": 2,
     "replace_broker": 0.7,
     "stop_broker": 1,
@@ -54,6 +56,7 @@ KINDS: dict[str, float] = {
     "slow_cable": 2,
     "slow_network": 1,
     "full_pipe": 1,
+    "full_broker": 1,
     "garbage_from_stranger": 0.5,
     "garbage_from_peer": 1,
     "garbage_to_peer": 1,
@@ -83,6 +86,8 @@ MOMENTS: dict[str, tuple[type, ...]] = {
     "garbage_to_greeter": (Hello,),
     "remake_socket": (Hello, Results, Submit),
 }
+if not SURVIVES_NO_ROOM:
+    del KINDS["full_broker"]
 IN_WAIT = 0.6  # of those that can
 IN_WAIT_SECONDS = 2.0
 HALF_OPEN_SECONDS = (15.0, 30.0)  # until an end that heard nothing of a break learns of it (keep-alive)
@@ -99,6 +104,7 @@ class Faults:
         self._until = START
         self._is_over = False
         self._strangers = 0
+        self._prey: dict[int, int] = {}  # requests that are hunted, and how many of their workers have to end
 
     def schedule(self) -> None:
         for seconds in self.simulation.scenario.fault_times:
@@ -351,6 +357,22 @@ class Faults:
         self.world.after(0.02, self._silence_gateways)
         return f"one of {told}, who do not live to say that it is too late"
 
+    def hunt(self, near: Process | None) -> str:
+        """Whoever runs one certain innocent request is ended from outside, several times in a row."""
+        before = len(self.simulation.checks.asks)
+        told = self._ask(self.dice.choice((1, 6)), seconds=self.dice.uniform(5.0, 20.0))
+        self._prey[before] = self.dice.choice((1, 2, 3))
+        return f"{self._prey[before]} workers that run {before} will end, one of {told}"
+
+    def part_begins(self, worker: Worker, part: Part, asks: list[Ask]) -> None:
+        """For those who hunt."""
+        for row in part.rows:
+            left = self._prey.get(asks[row].nonce, 0)
+            if left and not self._is_over:
+                self._prey[asks[row].nonce] = left - 1
+                code = self.dice.choice((KILLED, KILLED, TERMINATED, 0))
+                self.world.after(part.seconds * self.dice.random(), worker.exit, code)
+
     def _silence_gateways(self) -> None:
         for gateway in self.simulation.gateways:
             if gateway.line is not None and gateway.line.connection is not None:
@@ -491,6 +513,17 @@ class Faults:
         self.lasts(seconds)
         return f"the pipe to {connection.dealer.owner.name} is full for {seconds:.3f} s"
 
+    def full_broker(self, near: Process | None) -> str:
+        """The broker keeps so much for others that what it has to say to this peer is lost, though the peer is well."""
+        connection = self._connection(near)
+        if connection is None:
+            return ""
+        seconds = self._between((0.0, 0.05), (0.1, 2.0))
+        connection.crowded_until = self.world.now + seconds
+        connection.dealer.owner.hurt(seconds)
+        self.lasts(seconds)
+        return f"there is no room at the broker for messages to {connection.dealer.owner.name}, for {seconds:.3f} s"
+
     # ── nonsense ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def garbage_from_stranger(self, near: Process | None) -> str:
@@ -542,7 +575,8 @@ class Faults:
         broker = self.simulation.broker
         heard = [hello for hello in self.network.hellos if broker and hello.router is broker.router]
         stale = [hello for hello in heard if hello.owner.is_alive and hello.number < hello.owner.connections]
-        hello = self._one(stale)
+        busy = [hello for hello in stale if isinstance(hello.owner, Worker) and hello.owner.batch is not None]
+        hello = self._one(busy or stale)
         if hello is None or broker is None:
             return ""
         broker.overhear(events.PeerGreeted(hello.address, hello.message))

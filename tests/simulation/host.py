@@ -219,6 +219,7 @@ class Worker(Process):
                 text = f"runs {len(part.rows)} rows of lease {batch.lease.lease}"
                 self.world.tell(self.name, text, [batch.asks[row].id for row in part.rows])
             self.checks.part_begins(self, batch, part)
+            self.simulation.faults.part_begins(self, part, batch.asks)
         if part.seconds:
             self.world.after(part.seconds, self._end_part, batch, part)
         else:

@@ -36,6 +36,7 @@ PARKED_MAX = 4096
 class Sent(Enum):
     SENT = "sent"
     FULL = "full"
+    CROWDED = "crowded"  # full, and the broker has no room to keep it
     GONE = "gone"
 
 
@@ -73,6 +74,7 @@ class Connection:
     up_until: float = inf
     down_until: float = inf
     full_until: float = 0.0
+    crowded_until: float = 0.0
 
     @property
     def is_whole(self) -> bool:
@@ -207,6 +209,7 @@ class Network:
 
     def _dealer_learns(self, connection: Connection) -> None:
         dealer = connection.dealer
+        connection.down_until = min(connection.down_until, connection.arrived_down)
         if dealer.connection is connection:
             dealer.connection = None
             if not dealer.is_closed:
@@ -215,6 +218,7 @@ class Network:
                 self.world.after(dealer.retry_seconds, self._connected, dealer)
 
     def _router_learns(self, connection: Connection) -> None:
+        connection.up_until = min(connection.up_until, connection.arrived_up)
         if connection.router.routes.pop(connection.address, None) is not None:
             connection.router.saw_end(connection.address[0])
 
@@ -248,6 +252,8 @@ class Router:
         connection = self.routes.get(address)
         if connection is None:
             return Sent.GONE
+        if connection.crowded_until > self.network.world.now:
+            return Sent.CROWDED
         if connection.full_until > self.network.world.now:
             return Sent.FULL
         self.network.carry_down(connection, session, message)

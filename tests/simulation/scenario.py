@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tests.simulation.today import REPLIES_ARE_KEPT
+from tests.simulation.today import KEEPS_REPLIES
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
 
 __all__ = ["FAULT_SECONDS", "Burst", "Scenario", "draw"]
@@ -81,8 +81,8 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
     is_isolated = dice.random() < 0.6
     gateways, hosts = dice.choice((1, 2, 3)), dice.choice((1, 1, 2))
     peers = gateways + hosts * (1 + sum(stage.num for stage in stages))
-    small = REPLIES_ARE_KEPT and dice.random() < 0.3
-    answers = {"answer_bytes_max": dice.choice((2000, 20_000, 64 * MIB))} if REPLIES_ARE_KEPT else {}
+    small = KEEPS_REPLIES and dice.random() < 0.3
+    answers = {"answer_bytes_max": dice.choice((400, 1500, 6000, 64 * MIB))} if KEEPS_REPLIES else {}
     limits = Limits(
         queue_tasks_max=dice.choice((64, 128, 256)),
         late_leases_max=dice.choice((4, 64, 1024)),

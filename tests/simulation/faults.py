@@ -197,10 +197,12 @@ class Faults:
         return self._end_worker(near, self.dice.choice((SEGFAULT, -6, 1)))
 
     def die_in_mid_sentence(self, near: Process | None) -> str:
-        """On a slow way its last results arrive after its agent has told of its end."""
-        worker = self._worker(near)
-        agent = next((agent for agent in self.simulation.agents if worker in agent.workers), None)
-        if worker is None or agent is None or worker.batch is None:
+        """On a slow way its last results arrive after its agent has told of its end; best where it is the only one."""
+        workers = self.simulation.workers()
+        stages = Counter(worker.stage.name for worker in workers)
+        busy = [worker for worker in workers if worker.batch is not None]
+        worker = self._one([worker for worker in busy if stages[worker.stage.name] == 1] or busy)
+        if worker is None:
             return ""
         said = self._slow([worker.line.cable], 0.4)
         self._when_it_says(worker, Results, lambda worker: worker.exit(SEGFAULT, linger=True))
@@ -242,24 +244,31 @@ class Faults:
         worker = self._worker(near)
         if worker is None:
             return ""
-        seconds = self.dice.choice((0.02, 0.5, 5.0, 5.0))
+        seconds, is_alone = self.dice.choice((0.02, 0.5, 5.0, 5.0)), self.dice.random() < 0.5
+        if is_alone:
+            seconds = 5.0
+            self._when_it_says(worker, Credit, self._leave_it_alone)
         worker.order_drain(seconds)
         self.lasts(seconds)
         told = f"{worker.name} is told to drain within {seconds} s"
-        if self.dice.random() < 0.5:
-            self._when_it_says(worker, Credit, self._leave_it_alone)
-            told += ", and is left alone once it has said so"
-        return told
+        return f"{told}, and nobody answers when it says so" if is_alone else told
 
     def _leave_it_alone(self, worker: Worker) -> None:
-        """What it waits for does not come: the pipe is full, or the broker finds nobody there."""
+        """What it waits for does not come. Then it is found gone, or ends, or is heard again."""
         connection = worker.line.connection
-        if connection is not None and self.dice.random() < 0.5:
-            connection.full_until = self.world.now + 2.5
-            worker.hurt(2.5)
-            self.lasts(2.5)
-        elif connection is not None:
-            self.network.break_off(connection, self.dice.uniform(*HALF_OPEN_SECONDS), 0.0)
+        if connection is None:
+            return
+        seconds, chance = self.dice.uniform(0.3, 2.5), self.dice.random()
+        self.lasts(seconds)
+        if chance < 0.3:
+            connection.full_until = self.world.now + seconds
+            worker.hurt(seconds)
+            return
+        self.network.lose(connection, up=False)
+        if chance < 0.6:
+            self.world.after(seconds, worker.exit, KILLED)
+        else:
+            self.world.after(seconds, self.network.break_off, connection, self.dice.uniform(*HALF_OPEN_SECONDS), 0.0)
 
     def slow_batch(self, near: Process | None) -> str:
         worker = self._worker(near)

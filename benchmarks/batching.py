@@ -6,7 +6,7 @@ up to 32 takes as long as the cell says, whatever its size. Nothing else is mode
 whom, is decided by the code that ships.
 
     python -m benchmarks.batching                  every cell, 5 seeds
-    python -m benchmarks.batching --worst          one worker and the eight worst cells, in about two minutes of one core
+    python -m benchmarks.batching --worst          one worker and the eight worst cells, in two minutes of a core
     python -m benchmarks.batching --workers 1 --services 10 --seeds 1
 
 Each cell is run with `crowd` and with five fixed windows, on the same arrivals, and compared with the best of these.
@@ -436,7 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", default="1,2,4", help="worker counts")
     parser.add_argument("--services", default="2,10,50", help="ms per batch")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--worst", action="store_true", help="one worker and the eight worst cells, in about two minutes of one core")
+    parser.add_argument(
+        "--worst", action="store_true", help="one worker and the eight worst cells, in two minutes of a core"
+    )
     parser.add_argument("--tick", type=float, default=0.0, help="round timers up to so many ms, as a real loop does")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the cells there")
     given = parser.parse_args(arguments)

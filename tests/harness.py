@@ -206,3 +206,31 @@ def closed_loop(
     if failures:
         raise failures[0]
     return answers
+
+
+@contextmanager
+def all_at_once(port: int, path: str, bodies: Sequence[bytes]) -> Iterator[list[Answer]]:
+    """One request per body, all at the same time; at the end every answer is there, in the order of the bodies."""
+    answers: dict[int, Answer] = {}
+    failures: list[BaseException] = []
+
+    def ask(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            answers[number] = exchange(connection, "POST", path, bodies[number])
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=ask, args=(number,), daemon=True) for number in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    found: list[Answer] = []
+    yield found
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive(), "a client never got its answer"
+    if failures:
+        raise failures[0]
+    found += [answers[number] for number in range(len(bodies))]

@@ -25,13 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, list[str]] = {
     "0 words": ["errors", "config", "messages"],
     "1 decisions": ["wire", "core", "core.*"],
-    "2a reach": ["transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting"],
-    "2b halves": ["line", "linkage", "loader", "runner", "processes", "inference"],
-    "3a parts": ["stage", "broker", "mixins", "mixins.*", "predictions", "openapi"],
+    "2a reach": [
+        "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
+        "tracebacks", "addresses",
+    ],
+    "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
+    "3a parts": [
+        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi",
+    ],
     "3b programs": ["agent", "gateway", "lane"],
-    "4 assembly": ["server", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
+    "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
-}
+}  # fmt: skip
 
 # Plain words, which even their own floor may import.
 OPEN_TO_ALL = {"config", "messages"}
@@ -42,6 +47,8 @@ ONE_ANOTHER = ["core", "core.*"]
 # Sideways imports that are right all the same: (who, whom) and why.
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
+    ("mixin", "mixins"): "mosec's name for the same",
+    ("mixin", "mixins.*"): "mosec's name for the same",
 }
 
 # In these a lazy import inside a function may reach anywhere: they assemble, or must start fast.
@@ -51,10 +58,10 @@ LAZY_IMPORTS_FREE = ["server", "cli", "__main__", "__init__", "*.__init__"]
 HOMES: dict[str, list[str]] = {
     "zmq": ["transport", "keys"],
     "prometheus_client": ["telemetry"],
-    "fastapi": ["gateway", "openapi", "server"],  # server: the type of `Server.app` only
+    "fastapi": ["gateway", "openapi", "server", "serving"],  # the last two: the type of `Server.app` only
     "starlette": ["gateway", "openapi"],
-    "uvicorn": ["gateway", "lane"],
-    "uvloop": ["gateway", "agent", "broker", "transport", "server"],
+    "uvicorn": ["gateway", "lane", "connection"],
+    "uvloop": ["serving"],
     "httptools": ["lane", "bench"],
     "msgpack": ["wire", "codec", "mixins.*"],
     "msgspec": ["codec", "openapi", "worker", "mixins.*"],

@@ -1,11 +1,11 @@
-"""Starts, watches and restarts the workers of one host, and its gateway: the parent of everything `zmesh run` runs.
+"""Starts, watches and restarts the processes of one host: the parent of everything that a verb of `zmesh` runs here.
 
 The agent loads no model and opens no request. It waits in one poller for signals, for exits (pidfds), for what its
 children say (pipes) and for the broker, so that an exit is reported within milliseconds whatever the others do. It owns
 the listening HTTP socket: a gateway that dies leaves it open, with the clients in its backlog.
 
-Stopping goes from the outside in. The gateway finishes what it has accepted and exits, then the workers, then we. No
-way out of `run` leaves a child or the socket directory behind.
+Stopping goes from the outside in: the gateway finishes what it has accepted, then the workers go, then a broker of our
+own, then we. No way out of `run` leaves a child or the socket directory behind.
 """
 
 from __future__ import annotations
@@ -17,86 +17,120 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from random import Random
 from time import monotonic
 
 from zmesh import logs
+from zmesh.addresses import check_free, is_loopback, listen
 from zmesh.config import Plan, Settings
 from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, WorkerGone
-from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
-from zmesh.hosting import Signals, announcement, chosen_stages, class_name, curl_data, listen
-from zmesh.line import RETRY_SECONDS, Line
+from zmesh.errors import DrainExpired, NeverReady, StartError
+from zmesh.hosting import Search, Signals, announcement, class_name, curl_data, stage_table
+from zmesh.household import LEAVING_ORDER, House, Household, household
+from zmesh.line import Line
 from zmesh.messages import Kill, PeerId
-from zmesh.pipe import Slate
 from zmesh.processes import Child, OutOfMemoryKills, Slot, signal_name
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
 
 __all__ = ["Agent", "run"]
 
-DRAIN_GRACE_SECONDS = 1.0  # for the gateway to say its last answers after its time is over
-LEAVE_SECONDS = 1.0  # for a worker to leave when nobody wants anything of it any more
+DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 KILL_SECONDS = 5.0  # for killed processes to be gone; one that hangs in its driver may take for ever
 QUIET_EXIT_SECONDS = 2.0  # from a worker's word that it failed, or left, to its exit; then it is helped
-EXIT_START_FAILED, EXIT_NEVER_READY, EXIT_DRAIN_EXPIRED, EXIT_INTERRUPTED = 1, 3, 4, 130
+INSECURE_SECONDS = 60.0  # between two warnings that an address is open to strangers
+EXIT_INTERRUPTED = 130  # by a second SIGINT
 
 log = logging.getLogger("zmesh.agent")
+
+
+class Watches:
+    """Descriptors, and what to do when something is there to be read."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._reactions: dict[int, Callable[[], None]] = {}
+
+    def add(self, fd: int, react: Callable[[], None]) -> None:
+        self._poller.watch(fd)
+        self._reactions[fd] = react
+
+    def drop(self, fd: int) -> None:
+        if self._reactions.pop(fd, None) is not None:
+            self._poller.forget(fd)
+
+    def wait(self, seconds: float | None) -> None:
+        for fd in self._poller.wait(seconds):
+            if fd in self._reactions:  # an earlier one may have dropped it
+                self._reactions[fd]()
 
 
 class Agent:
     """One run. `run` returns the exit code, with every child gone. Only in the main thread."""
 
-    def __init__(self, plan: Plan, settings: Settings, app: str, example: bytes | None) -> None:
-        self._plan, self._settings, self._app, self._example = plan, settings, os.path.abspath(app), example
-        self._stages = chosen_stages(plan, settings.stage)
-        random = Random(os.getpid())
-        self._gateway = Slot(None, 0, Restarts(1, random))
-        self._slots = [self._gateway]
-        for stage in self._stages:
-            restarts = Restarts(stage.num, random)
-            self._slots += [Slot(stage, number, restarts) for number in range(1, stage.num + 1)]
+    def __init__(self, here: Household, plan: Plan, settings: Settings, app: str, example: bytes | None) -> None:
+        self._here, self._plan, self._settings, self._app, self._example = here, plan, settings, app, example
+        self._slots = here.slots(Random(os.getpid()))
         peer = PeerId(os.urandom(16))
-        self._link = AgentLink(peer, socket.gethostname(), os.getpid(), plan.fingerprint, settings.limits())
+        host, limits = socket.gethostname(), settings.limits()
+        self._link = AgentLink(peer, host, os.getpid(), plan.fingerprint, limits, shape=plan.shape)
+        self._epoch = 0  # of the broker that our workers were last told of
         self._oom = OutOfMemoryKills()
-        self._watched: dict[int, Callable[[], None]] = {}
         self._poller = Poller()
-        self._connect_at: float | None = None
+        self._watches = Watches(self._poller)
+        self._connect_at: float | None = monotonic() if here.connect else None
+        self._search = Search(here.connect, settings.connect_timeout / 1000, monotonic())
+        where = here.bind or here.connect
+        self._warn_at: float | None = monotonic() if where and not is_loopback(where) else None
         self._was_ready = False
-        self._drain_until: float | None = None  # set: we are stopping, and the gateway has until then
-        self._leave_until: float | None = None  # set: the gateway is gone, and the workers have until then
+        self._to_leave: list[str] | None = None  # set: we are stopping, and these roles come after the leaving one
+        self._leaving, self._drained_by = "", 0.0
+        self._leave_until: float | None = None
         self._shown: dict[Restarts, str] = {}  # the last traceback of each stage that was logged
         self._interrupts = 0
         self._drain_exit_code = 0
         self._exit_code: int | None = None
+        self._farewell = ""  # why we gave up
 
     def run(self) -> int:
         """Raises StartError when nothing could be started."""
         raise_file_limit()
-        self._directory = private_directory(self._settings.path)
-        context = Context()
-        try:
-            with listen(self._settings.host, self._settings.port) as self._listener, Signals() as self._signals:
-                self._line = Line(context, self._directory.front, self._poller, self._settings.limits())
-                self._watch(self._signals.fd, self._heed_signals)
-                try:
-                    while self._exit_code is None:
-                        self._turn()
-                finally:
-                    self._end_all()
-        finally:
-            context.close()
-            self._directory.remove()
+        here, settings, limits = self._here, self._settings, self._settings.limits()
+        with ExitStack() as held:
+            fronts, front, self._directory = [], here.connect, None
+            if here.has_broker:
+                directory = private_directory(settings.path)
+                held.callback(directory.remove)
+                self._directory, front = directory.path, directory.front
+                fronts = [front]
+            if here.bind:
+                fronts.append(check_free(here.bind, len(self._plan.stages)))
+            self._listener = held.enter_context(listen(settings.host, settings.port)) if self._has("gateway") else None
+            number = self._listener.fileno() if self._listener else -1
+            self._house = House(here, self._plan, settings, self._app, front, tuple(fronts), number)
+            self._signals = held.enter_context(Signals())
+            context = Context()
+            held.callback(context.close)
+            self._line = Line(context, front, self._poller, limits)
+            self._watches.add(self._signals.fd, self._heed_signals)
+            held.callback(lambda: sys.stderr.write(self._farewell))  # when nobody else can say anything any more
+            held.callback(self._end_all)
+            while self._exit_code is None:
+                self._turn()
         return self._exit_code
+
+    def _has(self, role: str) -> bool:
+        return role in self._here.roles
 
     # ── the loop ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _turn(self) -> None:
         self._start_due(monotonic())
-        for fd in self._poller.wait(self._patience()):
-            if fd in self._watched:
-                self._watched[fd]()
+        self._watches.wait(self._patience())
         events: list[AgentEvent] = [Tick()]
         now = monotonic()
         if self._connect_at is not None and now >= self._connect_at:
@@ -105,36 +139,29 @@ class Agent:
             events.append(Started())
         self._line.flush()
         self._tell(*events, *self._line.receive())
+        if not self._was_ready:
+            self._announce()
         self._look_at_the_clock(now)
 
     def _patience(self) -> float | None:
-        moments = [self._link.next_wakeup(), self._connect_at, self._drain_until, self._leave_until]
+        moments = [self._link.next_wakeup(), self._connect_at, self._leave_until, self._warn_at]
+        moments += [self._search.note_at, self._search.give_up_at]
         moments += [moment for slot in self._slots for moment in (slot.start_at, slot.help_at)]
-        due = [moment for moment in moments if moment is not None]
-        seconds = max(0.0, min(due) - monotonic()) if due else None
-        if self._line.is_parking:
-            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        return seconds
-
-    def _watch(self, fd: int, react: Callable[[], None]) -> None:
-        self._poller.watch(fd)
-        self._watched[fd] = react
-
-    def _unwatch(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None:
-            self._poller.forget(fd)
+        return self._line.patience(*moments)
 
     def _look_at_the_clock(self, now: float) -> None:
         for slot in self._slots:
             if slot.help_at is not None and now >= slot.help_at and slot.child is not None:
                 slot.help_at = None
                 slot.child.kill()
-        if self._leave_until is not None:
-            if now >= self._leave_until or all(slot.child is None for slot in self._slots):
-                self._exit_code = self._drain_exit_code
-        elif self._drain_until is not None and now >= self._drain_until:
-            log.error("the time to drain is over and accepted requests are left; everything ends now")
-            self._exit_code = EXIT_DRAIN_EXPIRED
+        if self._leave_until is not None and now >= self._leave_until:
+            self._expire()
+        if self._warn_at is not None and now >= self._warn_at:
+            self._warn_at = now + INSECURE_SECONDS
+            where = self._here.bind or self._here.connect
+            log.warning("%s can be reached by other hosts and nothing there is locked (--insecure)", where)
+        if hopeless := self._search.look(now, self._link.joined):
+            self._give_up(StartError.exit_code, hopeless)
 
     # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,39 +170,13 @@ class Agent:
             if slot.start_at is not None and now >= slot.start_at and slot.child is None:
                 slot.start_at = None
                 try:
-                    slot.child = child = self._start_worker(slot) if slot.stage else self._start_gateway()
+                    slot.child = child = self._house.start(slot)
                 except OSError as error:  # no memory, no process numbers, no files left
                     slot.start_at = now + slot.restarts.died(slot.worker_id, Deeds.NONE, now)
                     log.error("%s cannot be started: %s", slot.name, error)
                 else:
-                    self._watch(child.pipe.fd, partial(self._listen_to, slot))
-                    self._watch(child.pidfd, partial(self._bury, slot))
-
-    def _start_gateway(self) -> Child:
-        command = [sys.executable, "-m", "zmesh", "gateway", self._app, "--", *self._settings.user_args]
-        listener = self._listener.fileno()
-        document = {
-            "role": "gateway",
-            "front": self._directory.front,
-            "listen": listener,
-            "settings": self._settings.to_json(),
-        }
-        return Child("gateway", command, document, keep=[listener])
-
-    def _start_worker(self, slot: Slot) -> Child:
-        assert slot.stage is not None, "a gateway is no worker"
-        env = slot.stage.env[slot.worker_id - 1] if slot.stage.env else None
-        document = {
-            "role": "worker",
-            "app": self._app,
-            "user_args": list(self._settings.user_args),
-            "plan": self._plan.to_json(),
-            "settings": self._settings.to_json(),
-            "stage": slot.stage.name,
-            "worker_id": slot.worker_id,
-            "front": self._directory.front,
-        }
-        return Child(slot.name, [sys.executable, "-m", "zmesh.stage"], document, env=env, slate=Slate.make())
+                    self._watches.add(child.pipe.fd, partial(self._listen_to, slot))
+                    self._watches.add(child.pidfd, partial(self._bury, slot))
 
     def _listen_to(self, slot: Slot) -> None:
         child = slot.child
@@ -183,21 +184,23 @@ class Agent:
             return
         lines = child.pipe.receive()
         if lines is None:
-            self._unwatch(child.pipe.fd)  # its exit comes by the other way
+            self._watches.drop(child.pipe.fd)  # its exit comes by the other way
         for line in lines or []:
             match line:
                 case {"say": "ready"}:
                     child.is_ready = True
                     slot.restarts.started()
-                    if slot is self._gateway:
-                        self._tell(LinkLost())  # its broker is new; do not wait for the former one's silence
+                    if slot.role == self._here.broker_role:
+                        self._tell(LinkLost())  # it is new; do not wait for the former one's silence
                         self._connect_at = monotonic()
-                    self._announce()
                 case {"say": "failed", "text": str(text), "line": str(last)}:
                     child.failure, child.failure_line = text, last
                     slot.help_at = monotonic() + QUIET_EXIT_SECONDS
-                case {"say": "left"}:
+                case {"say": "left", "held": int(held)}:
                     slot.help_at = monotonic() + QUIET_EXIT_SECONDS
+                    if held and self._here.serves_others:
+                        log.error("%s left %d batches unfinished", slot.name, held)
+                        self._drain_exit_code = DrainExpired.exit_code
                 case _:
                     log.debug("%s says what we do not know: %r", slot.name, line)
 
@@ -206,44 +209,52 @@ class Agent:
         self._listen_to(slot)  # its last words
         child, deeds = slot.child, slot.deeds()
         assert child is not None, "its pidfd is watched only while it is there"
-        self._unwatch(child.pipe.fd)
-        self._unwatch(child.pidfd)
+        self._watches.drop(child.pipe.fd)
+        self._watches.drop(child.pidfd)
         code = child.reap()
-        if self._drain_until is None or (self._leave_until is None and slot.stage):
-            now = monotonic()
-            slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
-            log.warning("%s", slot.obituary(code, slot.start_at - now))
-            self._show_traceback(slot, child)
+        if self._to_leave is None or slot.role in self._to_leave:
+            self._replace(slot, child, deeds, code)
+        elif code and child.is_ready and slot.role != "worker":
+            self._drain_exit_code = DrainExpired.exit_code
         if slot.stage is not None:
             is_oom = code == -signal.SIGKILL and self._oom.rose()
             is_failing = slot.restarts.is_failing
             exited = child.exited(slot.stage.name, slot.worker_id, code, is_oom=is_oom, is_failing=is_failing)
             self._tell(WorkerGone(exited))
-        elif self._drain_until is not None:
-            is_clean = code == 0 or not child.is_ready
-            self._dismiss_workers(0 if is_clean else EXIT_DRAIN_EXPIRED)
         slot.child = slot.help_at = None
         child.close()
-        self._give_up_if_hopeless(slot, child, deeds, code)
+        if slot.role == self._leaving and not self._living(slot.role):
+            self._dismiss_next()
 
-    def _show_traceback(self, slot: Slot, child: Child) -> None:
-        """Once, however often the same goes wrong. A run that gives up shows it at its end."""
-        gives_up = not self._was_ready and self._settings.on_start_failure == "exit"
-        if child.failure and not gives_up and self._shown.get(slot.restarts) != child.failure:
+    def _replace(self, slot: Slot, child: Child, deeds: Deeds, code: int) -> None:
+        now = monotonic()
+        slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
+        is_start = not self._was_ready and self._settings.on_start_failure == "exit" and self._to_leave is None
+        if is_start and deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX:
+            what = f"stage {slot.stage.name}" if slot.stage else f"the {slot.role}"
+            if slot.stage and class_name(slot.stage) != slot.stage.name:
+                what += f" ({class_name(slot.stage)})"
+            why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
+            exit_code = NeverReady.exit_code if slot.stage else StartError.exit_code
+            log.warning("%s", slot.obituary(code))
+            self._give_up(exit_code, f"{what} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
+            return
+        wait = slot.start_at - now
+        again = f"in {wait:.1f} s" if wait >= 0.05 else "at once"
+        log.warning("%s; it is started again %s", slot.obituary(code), again)
+        # Once, however often the same goes wrong. A run that gives up shows it at its end.
+        if child.failure and not is_start and self._shown.get(slot.restarts) != child.failure:
             self._shown[slot.restarts] = child.failure
             log.error("%s failed to start\n%s", slot.name, child.failure.rstrip())
 
-    def _give_up_if_hopeless(self, slot: Slot, child: Child, deeds: Deeds, code: int) -> None:
-        hopeless = deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX
-        if self._was_ready or self._settings.on_start_failure != "exit" or not hopeless or self._drain_until:
-            return
-        what = f"stage {slot.stage.name}" if slot.stage else "the gateway"
-        if slot.stage and class_name(slot.stage) != slot.stage.name:
-            what += f" ({class_name(slot.stage)})"
-        why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
-        line = f"zmesh: {what} failed to start {FAILED_STARTS_MAX} times: {why}\n"
-        sys.stderr.write(f"{child.failure.rstrip()}\n{line}" if child.failure else line)
-        self._exit_code = EXIT_NEVER_READY if slot.stage else EXIT_START_FAILED
+    def _give_up(self, exit_code: int, line: str, detail: str = "") -> None:
+        """End everything; `line` is the last that is said."""
+        if self._exit_code is None:
+            self._farewell = f"{detail.rstrip()}\nzmesh: {line}\n" if detail else f"zmesh: {line}\n"
+            self._exit_code = exit_code
+
+    def _living(self, role: str) -> list[Slot]:
+        return [slot for slot in self._slots if slot.role == role and slot.child is not None]
 
     def _end_all(self) -> None:
         """Nothing that we started is left after this."""
@@ -263,6 +274,11 @@ class Agent:
     def _tell(self, *events: AgentEvent) -> None:
         for effect in self._link.handle(*events, now=monotonic()):
             self._perform(effect)
+        if self._link.joined and self._link.epoch != self._epoch:
+            self._epoch = self._link.epoch
+            for slot in self._living("worker"):  # before their own next heartbeat
+                assert slot.child is not None, "the living have a process"
+                slot.child.pipe.send(say="epoch", epoch=self._epoch)
 
     def _perform(self, effect: AgentEffect) -> None:
         match effect:
@@ -276,30 +292,31 @@ class Agent:
                 self._line.disconnect()
                 self._connect_at = monotonic() + after_seconds
             case Report(level, text):
-                log.log(logging.getLevelName(level.upper()), "%s", text)
+                logs.say(log, level, text)
             case End(kill):
                 self._obey(kill)
+            case Leave(reason):
+                self._give_up(StartError.exit_code, reason)
 
     def _obey(self, kill: Kill) -> None:
         """Only if it still runs that lease: the order may be older than what it does now."""
         for slot in self._slots:
-            child = slot.child
-            if child is None or child.slate is None or child.peer != kill.peer or kill.interrupt:
-                continue
-            if child.slate.read().lease == kill.lease:
+            if slot.child is not None and slot.child.runs(kill.peer, kill.lease) and not kill.interrupt:
                 log.warning("%s is killed: %s", slot.name, kill.reason)
-                child.kill()
+                slot.child.kill()
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────────────────────────
 
     def _announce(self) -> None:
-        """Once, when the gateway and a worker of every stage are ready."""
-        ready = {slot.stage.name if slot.stage else None for slot in self._slots if slot.child and slot.child.is_ready}
-        if self._was_ready or self._drain_until is not None or len(ready) < len(self._stages) + 1:
+        """Once, when every role and every stage here is ready, and the broker has answered."""
+        here = self._here
+        wanted = {slot.key for slot in self._slots}
+        ready = {slot.key for slot in self._slots if slot.child and slot.child.is_ready}
+        if self._to_leave is not None or wanted != ready or (here.connect and not self._link.joined):
             return
         self._was_ready = True
-        data = curl_data(self._example, self._directory.path)
-        print(announcement(self._plan, self._stages, self._listener, data), flush=True)
+        data = curl_data(self._example, self._directory)
+        print(welcome(here, self._plan, self._app, self._listener, data), flush=True)
 
     def _heed_signals(self) -> None:
         for number in self._signals.take():
@@ -309,36 +326,63 @@ class Agent:
             self._drain(number.name)
 
     def _drain(self, why: str) -> None:
-        if self._drain_until is not None:
+        if self._to_leave is not None:
             return
-        seconds = self._settings.drain_seconds
-        log.info("%s: finishing what was accepted, for %g s at most", why, seconds)
-        self._drain_until = monotonic() + seconds + DRAIN_GRACE_SECONDS
-        self._listener.close()
-        self._gateway.start_at = None
-        gateway = self._gateway.child
-        if gateway is None:
-            self._dismiss_workers(0)
-        elif gateway.is_ready:
-            gateway.pipe.send(say="drain", seconds=seconds)
+        log.info("%s: finishing what was accepted, for %g s at most", why, self._settings.drain_seconds)
+        if self._listener is not None:
+            self._listener.close()
+        self._drained_by = monotonic() + self._settings.drain_seconds
+        self._to_leave = [role for role in LEAVING_ORDER if self._has(role)]
+        self._search.end()
+        self._dismiss_next()
+
+    def _dismiss_next(self) -> None:
+        """Tell the next role to leave; when there is none any more, we are done."""
+        assert self._to_leave is not None, "nobody leaves before we stop"
+        while self._to_leave:
+            self._leaving = role = self._to_leave.pop(0)
+            seconds = self._here.seconds_to_leave(role, self._drained_by - monotonic())
+            for slot in self._slots:
+                if slot.role == role:
+                    slot.start_at = None
+            for slot in (living := self._living(role)):
+                assert slot.child is not None, "the living have a process"
+                if slot.child.is_ready:
+                    slot.child.pipe.send(say="drain", seconds=seconds)
+                else:
+                    slot.child.kill()  # it has accepted nothing yet
+            if living:
+                self._leave_until = monotonic() + seconds + DRAIN_GRACE_SECONDS
+                return
+        self._exit_code = self._drain_exit_code
+
+    def _expire(self) -> None:
+        """Whoever was told to leave has not."""
+        if self._leaving == "worker" and not self._here.serves_others:
+            self._exit_code = self._drain_exit_code
         else:
-            gateway.kill()  # it has accepted nothing yet
-
-    def _dismiss_workers(self, exit_code: int) -> None:
-        self._leave_until = monotonic() + LEAVE_SECONDS + DRAIN_GRACE_SECONDS
-        self._drain_exit_code = exit_code
-        for slot in self._slots:
-            slot.start_at = None
-            if slot.child is not None and slot.child.is_ready:
-                slot.child.pipe.send(say="drain", seconds=LEAVE_SECONDS)
-            elif slot.child is not None:
-                slot.child.kill()
+            log.error("the time to drain is over and accepted requests are left; everything ends now")
+            self._exit_code = DrainExpired.exit_code
 
 
-def run(plan: Plan, settings: Settings, app: str, example: bytes | None = None) -> int:
-    """Run the app on this host until it is told to stop; the exit code. Raises StartError when nothing could start.
+def welcome(here: Household, plan: Plan, app: str, listener: socket.socket | None, data: str) -> str:
+    """What is said once everything here is ready; `data` is what curl sends."""
+    if listener is not None:
+        said = announcement(plan, here.stages, listener, data)
+    elif here.verb == "worker":
+        said = f"zmesh works for {here.connect}\n\n{stage_table(here.stages)}"
+    else:
+        said = f"zmesh broker is ready on {here.bind}"
+    if here.bind:
+        said += f"\njoin from elsewhere: zmesh worker {os.path.basename(app)} --connect {here.bind}"
+    return said
+
+
+def run(verb: str, plan: Plan, settings: Settings, app: str, example: bytes | None = None) -> int:
+    """Do what `verb` means on this host until it is told to stop; the exit code. Raises StartError when nothing could
+    start.
 
     `example` is a body that the first route answers, for the line that is shown to try it with.
     """
     logs.setup(settings.log_level, "agent")
-    return Agent(plan, settings, app, example).run()
+    return Agent(household(verb, plan, settings), plan, settings, os.path.abspath(app), example).run()

@@ -14,12 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from random import SystemRandom
 from typing import NamedTuple
 
+from zmesh import logs
 from zmesh.config import Limits, Plan
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
@@ -27,6 +31,7 @@ from zmesh.core.effects import DispatcherEffect, Forget, Report, Send
 from zmesh.core.events import Address, DispatcherEvent
 from zmesh.errors import WireError
 from zmesh.messages import (
+    PROTOCOL_VERSION,
     Cancel,
     Credit,
     Drain,
@@ -35,12 +40,15 @@ from zmesh.messages import (
     Heartbeat,
     Hello,
     Message,
+    PeerId,
     Results,
+    Role,
     SessionId,
     Stats,
     Submit,
+    Welcome,
 )
-from zmesh.transport import Context, Frames, Sent, stage_endpoint
+from zmesh.transport import Context, Frames, Monitor, Sent, stage_endpoint
 from zmesh.wire import decode, encode
 
 __all__ = ["Broker", "LocalPort"]
@@ -48,13 +56,13 @@ __all__ = ["Broker", "LocalPort"]
 logger = logging.getLogger("zmesh.broker")
 
 TURN_SECONDS = 0.003  # reading stops after this long, so that the loop's other work is not starved
-SAFETY_TICK_SECONDS = 1.0  # a lost edge of a descriptor becomes this much latency, not a hang
+SAFETY_TICK_SECONDS = 0.5  # a lost edge of a descriptor becomes this much latency, not a hang
+STALL_SECONDS = 1.0  # no turn for longer than this: we were stopped, or somebody blocked our loop
 RETRY_SECONDS = 0.005  # between tries to send what is parked
 PARKED_SECONDS_MAX = 5.0
 PARKED_BYTES_MAX = 256 * 1024 * 1024
 LAG_WARN_SECONDS = 0.050
 LOCAL = -1
-LEVELS = logging.getLevelNamesMapping()
 
 HEARD: Mapping[type, Callable[..., DispatcherEvent]] = {
     Submit: events.TasksSubmitted,
@@ -85,8 +93,8 @@ class LocalPort:
         self._broker, self._address = broker, address
         self._hear: Callable[[SessionId, Message], None] = lambda session, message: None
 
-    def open(self, hear: Callable[[SessionId, Message], None]) -> None:
-        """From now on `hear` is called for every message, from within the event loop."""
+    def open(self, hear: Callable[[SessionId, Message], None], lost: Callable[[], None]) -> None:
+        """From now on `hear` is called for every message, from within the event loop. This way is never `lost`."""
         self._hear = hear
         self._broker.connect(self._address, self.hear)
 
@@ -101,18 +109,24 @@ class LocalPort:
 
 
 class Broker:
-    """Runs on the event loop that it is given; `start` binds, `close` ends everything."""
+    """Runs on the event loop that it is given; `start` binds, `close` ends everything.
+
+    `fronts` are the endpoints of its front socket, one within this host and perhaps one for others; those of the stages
+    follow from them.
+    """
 
     def __init__(
-        self, plan: Plan, limits: Limits, context: Context, front: str, loop: asyncio.AbstractEventLoop
+        self, plan: Plan, limits: Limits, context: Context, fronts: Sequence[str], loop: asyncio.AbstractEventLoop
     ) -> None:
         self._limits, self._loop = limits, loop
         self._clock = time.monotonic
-        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock())
-        self._endpoints = [front, *(stage_endpoint(front, index) for index in range(len(plan.stages)))]
-        self._routers = [context.router(limits.frame_bytes_max) for _ in self._endpoints]
+        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock(), host=socket.gethostname())
+        front = context.router(limits.frame_bytes_max, *fronts)
+        of_stages = [[stage_endpoint(front, index) for front in fronts] for index in range(len(plan.stages))]
+        self._routers = [front, *(context.router(limits.frame_bytes_max, *endpoints) for endpoints in of_stages)]
         self._reading_order = [*range(1, len(self._routers)), 0]
         self._locals: dict[Address, Callable[[SessionId, Message], None]] = {}
+        self._local_count = count()
         self._parked: dict[Address, deque[Parked]] = {}
         self._parked_bytes = 0
         self._pending: list[DispatcherEvent] = []
@@ -121,14 +135,18 @@ class Broker:
         self._timer_at = math.inf
         self._last_turn = self._clock()
         self._closed = False
+        self.drained = asyncio.Event()  # set when we drain and nothing is left
         self.missed_edges = 0  # times the safety tick found something to read; 0 is right
 
     def start(self) -> None:
         """Bind every socket and listen. Raises StartError when an endpoint is taken."""
-        for router, endpoint in zip(self._routers, self._endpoints, strict=True):
-            router.bind(endpoint)
         for router in self._routers:
+            router.bind()
+        for index, router in enumerate(self._routers):
             self._loop.add_reader(router.fd, self._turn)
+            monitor = router.monitor()
+            self._loop.add_reader(monitor.fd, self._notice, index, monitor)
+            self._loop.call_soon(self._notice, index, monitor)
         self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
         self._schedule()
 
@@ -138,12 +156,13 @@ class Broker:
             self._timer.cancel()
         for router in self._routers:
             self._loop.remove_reader(router.fd)
+            self._loop.remove_reader(router.monitor().fd)
             router.close(linger_ms=100)
 
     # A gateway in the same process.
 
     def local_port(self) -> LocalPort:
-        return LocalPort(self, (LOCAL, len(self._locals).to_bytes(4, "big")))
+        return LocalPort(self, (LOCAL, next(self._local_count).to_bytes(4, "big")))
 
     def connect(self, address: Address, hear: Callable[[SessionId, Message], None]) -> None:
         self._locals[address] = hear
@@ -155,6 +174,14 @@ class Broker:
         """What a gateway in this process says; decided at the end of this turn of the loop."""
         self._pending.append(_event(address, session, message))
         self._schedule()
+
+    def drain(self, seconds: float, reason: str) -> None:
+        """Take nothing new. Gateways are told, and keep what they have for our successor. See `drained`."""
+        admin = self.local_port()
+        hello = Hello([PROTOCOL_VERSION], Role.ADMIN, PeerId(os.urandom(16)), 1, socket.gethostname(), os.getpid())
+        drain = Drain(int(seconds * 1000), reason)
+        admin.open(lambda session, message: admin.send(session, drain) if type(message) is Welcome else None, _never)
+        admin.send(SessionId(0), hello)
 
     # A turn.
 
@@ -170,10 +197,10 @@ class Broker:
         started = self._clock()
         happened, self._pending = self._pending, []
         gap = started - self._last_turn
-        if gap > 2 * SAFETY_TICK_SECONDS:
+        if gap > STALL_SECONDS:
             happened.insert(0, events.Stalled(gap))
             logger.warning("the broker did not run for %.1f s; its process was stopped or its loop blocked", gap)
-        more = self._read(happened, math.inf if gap > 2 * SAFETY_TICK_SECONDS else started + TURN_SECONDS)
+        more = self._read(happened, math.inf if gap > STALL_SECONDS else started + TURN_SECONDS)
         now = self._clock()
         for effect in self.dispatcher.handle(*happened, now=now):
             try:
@@ -184,10 +211,17 @@ class Broker:
                     self._pending.append(events.SendFailed(effect.address, effect.message))
         if self._parked:
             self._retry(now)
+        if self.dispatcher.mesh.drain is not None and not self.dispatcher.mesh.tasks:
+            self.drained.set()
         self._last_turn = self._clock()
         if more or self._pending or any(router.pending() for router in self._routers):
             self._schedule()
         self._arm()
+
+    def _notice(self, index: int, monitor: Monitor) -> None:
+        if not self._closed and monitor.take():
+            self._pending.append(events.ConnectionLost(index))
+            self._schedule()
 
     def _perform(self, effect: DispatcherEffect) -> None:
         match effect:
@@ -196,7 +230,7 @@ class Broker:
             case Forget():
                 self._forget(effect.address)
             case Report():
-                logger.log(LEVELS[effect.level.upper()], effect.text)
+                logs.say(logger, effect.level, effect.text)
 
     def _read(self, happened: list[DispatcherEvent], until: float) -> bool:
         """Take messages from all sockets until they are empty or time is up; whether some may be left."""
@@ -299,6 +333,10 @@ class Broker:
     def _forget(self, address: Address) -> None:
         for parked in self._parked.pop(address, ()):
             self._parked_bytes -= parked.size
+
+
+def _never() -> None:
+    pass
 
 
 def _event(address: Address, session: SessionId, message: Message) -> DispatcherEvent:

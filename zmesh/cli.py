@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["main", "parse_known", "show_plan", "table"]
 
 INTERRUPTED = 130
+# How near a word must be to one of ours, from 0 to 1, to be taken for a slip. `python app.py --name x` is none.
+NEARNESS_OF_VERBS, NEARNESS_OF_OPTIONS = 0.6, 0.75
 STATUS_SECONDS = 5.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
 STATUS_URL = "http://127.0.0.1:8000"
@@ -56,23 +58,52 @@ def _fail(text: str, code: int) -> NoReturn:
 
 def _readable(error: click.ClickException) -> str:
     """One line: what is wrong, and where to read more."""
+    if isinstance(error, click.NoSuchOption):
+        return _unknown_option(error.option_name, error.ctx.command if error.ctx else zmesh)
     said = " ".join(error.format_message().split())
     said = (said[:1].lower() + said[1:]).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{said}; see {context.command_path} --help" if context is not None else said
 
 
+def _unknown_option(name: str, command: click.Command) -> str:
+    if verbs := _verbs_of(name):
+        return f"{name} is an option of {' and '.join(f'zmesh {verb}' for verb in verbs)}; see zmesh --help"
+    return f"there is no option {name};{_meant_option(name, command)} options of the file itself follow --"
+
+
+def _verbs_of(name: str) -> tuple[str, ...]:
+    """The verbs that take this option of ours; none for what is no option of ours."""
+    return next((tuple(one.verbs) for one in OPTIONS if name in (one.flag, *one.aliases)), ())
+
+
+def _meant_option(name: str, command: click.Command) -> str:
+    flags = [flag.removeprefix("--") for parameter in command.params for flag in parameter.opts if "--" in flag]
+    return _meant(name.removeprefix("--"), flags, "--", NEARNESS_OF_OPTIONS)
+
+
+def _meant(name: str, known: Iterable[str], before: str, nearness: float) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), 1, nearness)
+    return f" did you mean {before}{close[0]}?" if close else ""
+
+
 # ── the table of options, for every verb that starts something ────────────────────────────────────────────────────
 
 
-def _parameters() -> list[click.Parameter]:
+def _parameters(verb: str = "run") -> list[click.Parameter]:
     defaults = Settings()
-    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS]
+    return [_parameter(option, getattr(defaults, option.name)) for option in OPTIONS if verb in option.verbs]
 
 
 def _parameter(option: Option, default: object) -> click.Parameter:
     kinds: dict[str, Any] = {"int": int, "choice": click.Choice(option.choices)}
     notes = [option.help]
+    if option.kind == "flag":
+        return click.Option(
+            [option.flag, option.name], is_flag=True, default=None, help=f"{option.help} [{option.variable}]"
+        )
     if option.unit in ("ms", "bytes"):
         notes.append(f"in {option.unit}")
     if default not in ("", ()):
@@ -94,7 +125,8 @@ def _given(values: Mapping[str, Any]) -> dict[str, object]:
 def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], tuple[str, ...]]:
     """The options of `python app.py …`: what was given of ours, and all other arguments, which are the file's own.
 
-    Shows the help and exits when it is asked for. Raises UsageError for a value that cannot be read.
+    Shows the help and exits when it is asked for. Raises UsageError for a value that cannot be read, and for what looks
+    like a slip in one of ours: it would start with a setting that nobody wanted.
     """
     own, user_args = _split(args)
     tolerant = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -106,6 +138,10 @@ def parse_known(args: Sequence[str], program: str) -> tuple[dict[str, object], t
         raise UsageError(_readable(error)) from error
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
+    for arg in context.args:
+        name = arg.partition("=")[0]
+        if name.startswith("--") and (_verbs_of(name) or _meant_option(name, command)):
+            raise UsageError(_unknown_option(name, command))
     if any(arg.startswith("-") for arg in context.args):
         click.echo(f"zmesh: not options of zmesh, left to {program}: {' '.join(context.args)}", err=True)
     return _given(context.params), (*context.args, *user_args)
@@ -118,7 +154,22 @@ OUTPUT = click.Option(["-o", "--output", "output"], type=click.Choice(["text", "
 app_argument = click.argument("app", required=False)
 
 
-@click.group(context_settings=HELP, invoke_without_command=True)
+class _Verbs(click.Group):
+    """Says of an unknown verb what may have been meant."""
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(context, name) is None and not name.startswith("-"):
+            hint = _meant(name, self.list_commands(context), "", NEARNESS_OF_VERBS)
+            if name.endswith(".py"):
+                hint = f" to serve a file: zmesh run {name}"
+            raise UsageError(f"there is no command {name};{hint or ' see zmesh --help'}")
+        return super().resolve_command(context, args)
+
+
+@click.group(cls=_Verbs, context_settings=HELP, invoke_without_command=True)
 @click.option("--version", is_flag=True, help="Show the version.")
 @click.pass_context
 def zmesh(context: click.Context, version: bool) -> int:
@@ -139,23 +190,42 @@ def zmesh(context: click.Context, version: bool) -> int:
 @app_argument
 @click.pass_obj
 def run(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
-    """Serve APP on this host: gateway, broker, workers.
+    """Serve APP on this host: gateway, broker, workers. With --bind, workers on other hosts may join.
 
     APP is a Python file that makes a Server; by default $ZMESH_APP, or ./app.py.
     """
     return _execute("run", app, user_args, _given(options))
 
 
-@zmesh.command("gateway", params=_parameters(), hidden=True)
+@zmesh.command("worker", params=_parameters("worker"))
+@app_argument
+@click.pass_obj
+def worker(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Run workers of APP on this host, for a broker on another one.
+
+    It may be started before its broker. APP is the same file as there.
+    """
+    return _execute("worker", app, user_args, _given(options))
+
+
+@zmesh.command("broker", params=_parameters("broker"))
+@app_argument
+@click.pass_obj
+def broker(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
+    """Run the broker of APP alone, for gateways and workers elsewhere."""
+    return _execute("broker", app, user_args, _given(options))
+
+
+@zmesh.command("gateway", params=_parameters("gateway"))
 @app_argument
 @click.pass_obj
 def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> int:
-    """The HTTP side of APP; started by `zmesh run`."""
+    """Run the HTTP side of APP alone, for a broker elsewhere."""
     from zmesh.pipe import child_pipe
 
-    pipe = child_pipe()  # before any code of the user: from here on we end when our agent does
+    pipe = child_pipe()  # before any code of the user: if an agent started us, we end when it does
     if pipe is None:
-        raise UsageError("a gateway is started by its agent; start both with: zmesh run app.py")
+        return _execute("gateway", app, user_args, _given(options))
     try:
         return _execute("gateway", app, user_args, _given(options), pipe=pipe)
     except StartError as error:
@@ -242,7 +312,13 @@ def show_plan(plan: Plan, output: str) -> None:
         click.echo(plan.to_json())
         return
     stages = [
-        (stage.name, stage.num, stage.max_batch_size, f"{stage.max_wait_ms:g} ms", stage.worker)
+        (
+            stage.name,
+            stage.num,
+            stage.max_batch_size,
+            f"{stage.max_wait_ms:g} ms" if stage.max_batch_size > 1 else "-",
+            stage.worker.removeprefix("__zmesh_app__:"),
+        )
         for stage in plan.stages
     ]
     routes = [(route.path, " → ".join(route.stages), route.mime_type) for route in plan.routes]
@@ -268,10 +344,13 @@ def _fetch(url: str) -> tuple[str, dict[str, Any]]:
         snapshot = json.loads(text)
     except urllib.error.HTTPError as error:
         error.close()
-        raise StartError(f"{base}/mesh answered {error.code} {error.reason}") from error
+        text = f"{base}/mesh answered {error.code} {error.reason}; is it the address of a zmesh gateway?"
+        raise StartError(text) from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise StartError(f"nobody answers at {base}: {getattr(reason, 'strerror', None) or reason}") from error
+        text = f"nobody answers at {base}: {getattr(reason, 'strerror', None) or reason}"
+        way_out = "start a mesh with zmesh run app.py, or give its address: zmesh status http://HOST:PORT"
+        raise StartError(f"{text}; {way_out}") from error
     except ValueError as error:
         raise StartError(f"{base} is not the address of a zmesh gateway") from error
     if not isinstance(snapshot, dict) or not isinstance(snapshot.get("stages"), list):

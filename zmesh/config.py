@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
@@ -39,6 +40,7 @@ class Limits:
     message_rows_max: int = 4096
     message_inline_bytes_max: int = 4 * MIB
     peers_max: int = 4096
+    answer_bytes_max: int = 64 * MIB  # not acknowledged, per gateway; above it its tasks are not leased
     requeues_max: int = 5  # a task returned more often than this, for any cause but a death, ends with 500
     deaths_max: int = 2  # charged deaths of one task at one stage before it is poisoned
     late_leases_max: int = 1024  # ended leases whose late results are still taken
@@ -48,7 +50,9 @@ class Limits:
     heartbeat_seconds: float = 1.0
     dead_seconds: float = 5.0  # silence after which a link is dead; never the sign of a worker's death
     hello_grace_seconds: float = 1.0  # a lost connection may come back for this long before its leases end
+    probe_seconds: float = 0.1  # at most so often are the peers of a socket asked which of them lost its connection
     exit_grace_seconds: float = 0.020  # results of a process that just exited may still be on their way
+    exit_grace_far_seconds: float = 0.200  # the same for a process on another host
     lease_seconds_min: float = 10.0
     lease_service_factor: float = 5.0  # a lease expires at max(lease_seconds_min, factor x slowest recent service)
 
@@ -102,15 +106,17 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Stage names and order, routes and IPC codecs: what must agree between a broker and its workers.
+        """Stage names and order, routes and IPC codecs: what must agree between a broker and who joins it.
 
         Not num, env, host, batching or timeouts: those can be rolled over a running mesh.
         """
-        shape = [
-            [[stage.name, stage.ipc_codec] for stage in self.stages],
-            [[route.path, list(route.stages)] for route in self.routes],
-        ]
-        return hashlib.sha256(json.dumps(shape).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.shape.encode()).hexdigest()[:16]
+
+    @property
+    def shape(self) -> str:
+        """What the fingerprint is made of, as JSON text: `[[stage, codec], …], [[path, [stage, …]], …]` in a list."""
+        stages = [[stage.name, stage.ipc_codec] for stage in self.stages]
+        return json.dumps([stages, [[route.path, list(route.stages)] for route in self.routes]])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -136,6 +142,7 @@ class Option:
     choices: Sequence[str] = ()
     aliases: Sequence[str] = ()
     metavar: str = ""
+    verbs: Sequence[str] = ("run", "worker", "broker", "gateway")  # which commands take it
 
     @property
     def flag(self) -> str:
@@ -146,25 +153,49 @@ class Option:
         return "ZMESH_" + self.name.upper()
 
 
+HTTP, WORKERS, BROKER = ("run", "gateway"), ("run", "worker"), ("run", "broker")
+OUTWARD = ("worker", "gateway")  # what joins a broker elsewhere
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         "host",
         "text",
         "address to listen on; 0.0.0.0 for every interface",
         aliases=("--address",),
+        verbs=HTTP,
     ),
-    Option("port", "int", "port of the HTTP gateway; 0 takes a free one"),
+    Option("port", "int", "port of the HTTP gateway; 0 takes a free one", verbs=HTTP),
+    Option(
+        "bind",
+        "text",
+        "where the broker listens for other hosts: stage number i of the app is at PORT+1+i",
+        metavar="tcp://HOST:PORT",
+        verbs=BROKER,
+    ),
+    Option("connect", "text", "the broker to join, as it was told to bind", metavar="tcp://HOST:PORT", verbs=OUTWARD),
+    Option(
+        "connect_timeout",
+        "int",
+        "time for the broker to answer for the first time; 0 = no end",
+        unit="ms",
+        verbs=OUTWARD,
+    ),
+    Option("insecure", "flag", "allow addresses that other hosts can reach, although nothing there is locked"),
+    Option("isolate_broker", "flag", "give the broker a process of its own", verbs=("run",)),
+    Option("no_workers", "flag", "start no workers here", verbs=("run",)),
     Option(
         "stage",
         "list",
         "start only this stage here, with N workers; repeatable",
         metavar="NAME[:N]",
+        verbs=WORKERS,
     ),
     Option(
         "capacity",
         "int",
         "tasks that may wait in the queue of a route's first stage",
         unit="tasks",
+        verbs=BROKER,
     ),
     Option("timeout", "int", "time a request may take in all", unit="ms"),
     Option(
@@ -173,7 +204,7 @@ OPTIONS: tuple[Option, ...] = (
         "time to finish accepted requests at shutdown; 0 = the request timeout",
         unit="ms",
     ),
-    Option("wait", "int", "max_wait_time of stages that set none", unit="ms"),
+    Option("wait", "int", "max_wait_time of stages that set none", unit="ms", verbs=BROKER),
     Option("max_request_size", "int", "largest request body", unit="bytes"),
     Option(
         "on_start_failure",
@@ -187,7 +218,7 @@ OPTIONS: tuple[Option, ...] = (
         "how much to say",
         choices=("debug", "info", "warning", "error"),
     ),
-    Option("namespace", "text", "prefix of the names of metrics"),
+    Option("namespace", "text", "prefix of the names of metrics", verbs=HTTP),
     Option("path", "text", "directory of the sockets; default: a fresh private one"),
 )
 
@@ -198,6 +229,12 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    bind: str = ""
+    connect: str = ""
+    connect_timeout: int = 60_000
+    insecure: bool = False
+    isolate_broker: bool = False
+    no_workers: bool = False
     stage: tuple[str, ...] = ()
     capacity: int = 1024
     timeout: int = 3000
@@ -213,6 +250,7 @@ class Settings:
     def __post_init__(self) -> None:
         least = {
             "port": 0,
+            "connect_timeout": 0,
             "capacity": 1,
             "timeout": 1,
             "drain_timeout": 0,
@@ -225,6 +263,8 @@ class Settings:
                 raise ValueError(f"{name.replace('_', '-')} must be at least {minimum}, not {value}")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, not {self.port}")
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.namespace):
+            raise ValueError(f"namespace must be letters, digits and _, not {self.namespace!r}")
         for option in OPTIONS:
             if option.choices and getattr(self, option.name) not in option.choices:
                 raise ValueError(
@@ -276,6 +316,8 @@ def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Se
 
 
 def _read(option: Option, text: str) -> object:
+    if option.kind == "flag":
+        return _flag(option, text)
     try:
         match option.kind:
             case "int":
@@ -286,3 +328,12 @@ def _read(option: Option, text: str) -> object:
                 return text
     except ValueError:
         raise ValueError(f"{option.variable} must be a whole number, not {text!r}") from None
+
+
+def _flag(option: Option, text: str) -> bool:
+    word = text.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{option.variable} must be 1 or 0, not {text!r}")

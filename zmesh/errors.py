@@ -9,6 +9,7 @@
     │   └── ValidationError 422  request validation error
     ├── WireError           a frame that breaks the protocol
     ├── PeerError           a peer that breaks the protocol with good frames
+    ├── DeclarationError    an app file declares what cannot be; a ValueError and a TypeError at once
     └── StartError          exit 1: nothing was started, and the text says why in one line
         ├── UsageError      exit 2: the command line asks for something impossible
         ├── NeverReady      exit 3: a stage never became ready
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 __all__ = [
     "ClientError",
+    "DeclarationError",
     "DecodingError",
     "DrainExpired",
     "EncodingError",
@@ -57,7 +59,9 @@ class ZmeshError(Exception):
         super().__init_subclass__()
         # Found when the class is written, not when its first request is answered.
         if type(cls.http_status) is not int or not 400 <= cls.http_status <= 599:
-            raise TypeError(f"{cls.__qualname__}.http_status must be an int from 400 to 599, not {cls.http_status!r}")
+            raise DeclarationError(
+                f"{cls.__qualname__}.http_status must be an int from 400 to 599, not {cls.http_status!r}"
+            )
 
 
 class ClientError(ZmeshError):
@@ -112,6 +116,10 @@ class WireError(Exception):
 
 class PeerError(Exception):
     """A peer that says well-formed things it may not say."""
+
+
+class DeclarationError(ValueError, TypeError):
+    """What an app file declares cannot be. The text is one sentence for its author, who may catch it as either kind."""
 
 
 class StartError(Exception):

@@ -26,8 +26,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 
 from zmesh import openapi
+from zmesh.addresses import is_loopback
 from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
 from zmesh.config import Plan, Settings
+from zmesh.connection import Connection
 from zmesh.errors import StartError
 from zmesh.inference import AsgiApp, Inference, Receive, Scope, Send
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
@@ -86,7 +88,7 @@ class Gateway:
         is_guarded = bool(app.user_middleware)
         self.inference = Inference(plan, settings, self.link, self.counts, app, is_guarded=is_guarded, clock=clock)
         document = openapi.metadata(plan, schemas, version=VERSION)
-        _install(app, _Pages(self, settings.namespace, json.dumps(document).encode()))
+        _install(app, _Pages(self, settings, json.dumps(document).encode()))
         self._server = _Server(self.inference)
         self._timers: list[asyncio.TimerHandle] = []
         self._expired = False
@@ -131,7 +133,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=Connection,
                 lifespan="auto",
                 interface="asgi3",
                 access_log=False,
@@ -204,7 +206,7 @@ class _InferenceRoute(BaseRoute):
     def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
         # The router asks again with another path to see whether a slash is missing; it is not.
         asked = scope.setdefault("zmesh.path", scope["path"]) if scope["type"] == "http" else None
-        is_ours = asked is not None and asked == scope["path"] and asked in self._inference.paths
+        is_ours = asked is not None and asked == scope["path"] and self._inference.is_route(scope)
         return (Match.FULL if is_ours else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -217,8 +219,9 @@ class _InferenceRoute(BaseRoute):
 class _Pages:
     """What an operator may ask. The broker is asked anew for each answer that needs it."""
 
-    def __init__(self, gateway: Gateway, namespace: str, document: bytes) -> None:
-        self._gateway, self._namespace, self._document = gateway, namespace, document
+    def __init__(self, gateway: Gateway, settings: Settings, document: bytes) -> None:
+        self._gateway, self._namespace, self._document = gateway, settings.namespace, document
+        self._is_open = any(where and not is_loopback(where) for where in (settings.bind, settings.connect))
 
     def routes(self) -> list[BaseRoute]:
         pages = {
@@ -254,6 +257,8 @@ class _Pages:
             is_ready, body = False, {"ready": False, "draining": False, "missing": [], "broker": str(error)}
         if self._is_draining:
             is_ready, body = False, {**body, "ready": False, "draining": True}
+        if self._is_open:
+            body = {**body, "insecure": True}
         if is_ready:
             return JSONResponse(body)
         return JSONResponse(body, 503, {"retry-after": "1"})

@@ -1,8 +1,8 @@
-"""What an agent needs of its host: the HTTP socket, signals, the stages to run, and words for the person at it."""
+"""What an agent needs of its host: signals, the stages to run, and words for the person at it."""
 
 from __future__ import annotations
 
-import errno
+import logging
 import signal
 import socket
 from collections.abc import Sequence
@@ -11,56 +11,30 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from zmesh.config import Plan, StagePlan
-from zmesh.errors import StartError
+from zmesh.errors import UsageError
 
-__all__ = ["Signals", "announcement", "chosen_stages", "class_name", "curl_data", "listen"]
+__all__ = [
+    "Search",
+    "Signals",
+    "announcement",
+    "chosen_stages",
+    "class_name",
+    "curl_data",
+    "stage_table",
+]
 
-BACKLOG = 2048
 EXAMPLE_CHARACTERS_MAX = 200  # of an example that is shown in the line to try
+WAITING_SECONDS = 2.0  # without a word from a broker elsewhere, before we say that we wait for it
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to reach what listens on every interface
 
-
-# ── the HTTP socket ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on a name or an address, IPv4 first; port 0 takes a free one. Raises StartError."""
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError:
-        raise StartError(f"cannot listen on {where}: nobody knows the address {host!r}; give another --host") from None
-    refused = StartError(f"cannot listen on {where}: it has no address")
-    for family, kind, protocol, _, address in sorted(found, key=lambda one: one[0] != socket.AF_INET):
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            refused = StartError(f"cannot listen on {where}: {_why(error, host, port)}")
-        else:
-            return listener
-    raise refused
-
-
-def _why(error: OSError, host: str, port: int) -> str:
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"port {port} is in use; stop the program that has it, or give another --port"
-        case errno.EADDRNOTAVAIL:
-            return f"{host} is not an address of this machine; give another --host"
-        case errno.EACCES:
-            return f"port {port} is not for everybody; give a --port above 1023"
-    return error.strerror or str(error)
+log = logging.getLogger("zmesh.agent")
 
 
 # ── stages ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def chosen_stages(plan: Plan, wanted: Sequence[str]) -> list[StagePlan]:
-    """The stages to run here: all as planned, or those of `--stage NAME[:N]`, with `num` set. Raises StartError."""
+    """The stages to run here: all as planned, or those of `--stage NAME[:N]`, with `num` set. Raises UsageError."""
     if not wanted:
         return list(plan.stages)
     chosen: dict[str, StagePlan] = {}
@@ -71,12 +45,12 @@ def chosen_stages(plan: Plan, wanted: Sequence[str]) -> list[StagePlan]:
         stage = next((stage for stage in plan.stages if stage.name == name), None)
         if stage is None:
             known = ", ".join(stage.name for stage in plan.stages)
-            raise StartError(f"there is no stage {name!r}; the stages are: {known}")
+            raise UsageError(f"there is no stage {name!r}; the stages are: {known}")
         num = int(count) if count else stage.num
         if num < 1:
-            raise StartError(f"--stage {text}: at least one worker, or leave the stage out")
+            raise UsageError(f"--stage {text}: at least one worker, or leave the stage out")
         if stage.env and len(stage.env) < num:
-            raise StartError(f"--stage {text}: the app file has an env for {len(stage.env)} workers of it only")
+            raise UsageError(f"--stage {text}: the app file has an env for {len(stage.env)} workers of it only")
         chosen[name] = replace(stage, num=num)
     return [chosen[stage.name] for stage in plan.stages if stage.name in chosen]
 
@@ -85,13 +59,15 @@ def class_name(stage: StagePlan) -> str:
     return stage.worker.rpartition(":")[2]
 
 
-def curl_data(example: bytes | None, directory: Path) -> str:
+def curl_data(example: bytes | None, directory: Path | None) -> str:
     """How curl is to send `example`: in the line itself when it reads well there, else from a file in `directory`."""
     if example is None:
         return "--data-binary @FILE"
     text = example.decode("utf-8", errors="ignore")
     if text.encode() == example and text.isprintable() and "'" not in text and len(text) <= EXAMPLE_CHARACTERS_MAX:
         return f"--data '{text}'"
+    if directory is None:
+        return "--data-binary @FILE"
     (directory / "example").write_bytes(example)
     return f"--data-binary @{directory / 'example'}"
 
@@ -102,17 +78,54 @@ def announcement(plan: Plan, stages: Sequence[StagePlan], listener: socket.socke
     reach = ANYWHERE.get(host, host)
     url = f"http://[{reach}]:{port}" if ":" in reach else f"http://{reach}:{port}"
     everywhere = "" if host == reach else ", and on every interface of this machine"
+    lines = [f"zmesh is ready on {url}{everywhere}"]
+    if stages:
+        lines += ["", stage_table(stages)]
+    if plan.routes:
+        lines += ["", f"try it: curl -X POST {url}{plan.routes[0].path} {data}"]
+    return "\n".join(lines)
+
+
+def stage_table(stages: Sequence[StagePlan]) -> str:
     rows = [("stage", "class", "workers", "batch", "wait")]
     for stage in stages:
         batch = str(stage.max_batch_size)
         wait = f"{stage.max_wait_ms:g} ms" if stage.max_batch_size > 1 else "-"
         rows.append((stage.name, class_name(stage), str(stage.num), batch, wait))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines = [f"zmesh is ready on {url}{everywhere}", "", *table]
-    if plan.routes:
-        lines += ["", f"try it: curl -X POST {url}{plan.routes[0].path} {data}"]
-    return "\n".join(lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+# ── a broker elsewhere ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Search:
+    """For a broker elsewhere, until it has answered once; after that its peers look for it as long as it takes.
+
+    `note_at` and `give_up_at` are when to look again.
+    """
+
+    def __init__(self, where: str, seconds: float, now: float) -> None:
+        self._where, self._seconds = where, seconds
+        self.note_at = now + WAITING_SECONDS if where else None
+        self.give_up_at = now + seconds if where and seconds else None
+
+    def look(self, now: float, is_found: bool) -> str:
+        """Why it is hopeless, if it is."""
+        if is_found:
+            self.end()
+        if self.note_at is not None and now >= self.note_at:
+            self.note_at = None
+            log.warning("nobody answers at %s yet; does the head run there, with --bind?", self._where)
+        if self.give_up_at is None or now < self.give_up_at:
+            return ""
+        answered = f"no broker answered at {self._where} within {self._seconds:g} s"
+        return f"{answered}; start one there with --bind, or wait longer with --connect-timeout"
+
+    def end(self) -> None:
+        self.note_at = self.give_up_at = None
 
 
 # ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────

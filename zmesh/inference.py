@@ -123,10 +123,14 @@ class Inference:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["path"] in self.paths and not self._is_guarded:
+        elif not self._is_guarded and self.is_route(scope):
             await self.answer(scope, receive, send)
         else:
             await self._app(scope, receive, _dressed(scope, send))
+
+    def is_route(self, scope: Scope) -> bool:
+        """By the bytes the client typed: an escape would be a second spelling, and no route needs one."""
+        return scope["path"] in self.paths and b"%" not in scope.get("raw_path", b"")
 
     @property
     def calls(self) -> int:
@@ -258,7 +262,7 @@ class Inference:
     async def _refuse(self, call: Call, send: Send, refusal: Refusal, headers: dict[bytes, bytes]) -> None:
         status, sent, body = failure(refusal, call.request_id, headers.get(b"accept"))
         await send({"type": "http.response.start", "status": status, "headers": sent})
-        if refusal.linger and b"expect" not in headers:  # who expects a word before its body has not sent it
+        if refusal.linger:
             await send({"type": "http.response.body", "body": body, "more_body": True})
             await _drop_upload(call.receive)
             body = b""
@@ -316,7 +320,7 @@ class Inference:
 def _seconds(text: bytes) -> float:
     """Raises Refusal for what is not a time to wait."""
     try:
-        seconds = float(text)
+        seconds = math.nan if b"_" in text else float(text)  # to Python, 1_0 is a number
     except ValueError:
         seconds = math.nan
     if not seconds > 0:

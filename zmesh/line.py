@@ -1,22 +1,26 @@
-"""A program's way to its broker without an event loop: one DEALER that is made anew on demand and never waits.
+"""A program's way to its broker: one DEALER that is made anew on demand and never waits.
 
 What cannot be sent at once is parked and goes out first, in order. The owner tries again by `flush` every few
-milliseconds while something is parked, since a socket tells of room only when it is asked.
+milliseconds while something is parked, since a socket tells of room only when it is asked. How its owner waits, in a
+poller or in an event loop, is the owner's business: a `Watcher` is told of each socket that comes and goes.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
+from time import monotonic
+from typing import Protocol
 
 from zmesh.config import Limits
 from zmesh.core.events import Heard, LinkLost
 from zmesh.errors import WireError
-from zmesh.messages import Hello, Message, SessionId
-from zmesh.transport import Context, Dealer, Frames, Poller
+from zmesh.messages import Hello, Message, SessionId, Welcome
+from zmesh.transport import Context, Dealer, Frames
 from zmesh.wire import decode, encode
 
-__all__ = ["PARKED_MAX", "RETRY_SECONDS", "Line"]
+__all__ = ["PARKED_MAX", "RETRY_SECONDS", "Line", "Watcher"]
 
 PARKED_MAX = 4096  # messages; with a broker that reads it is a handful
 RETRY_SECONDS = 0.005
@@ -24,17 +28,33 @@ RETRY_SECONDS = 0.005
 log = logging.getLogger("zmesh.line")
 
 
+class Watcher(Protocol):
+    """Waits for a socket to become readable, from `watch` to `forget`."""
+
+    def watch(self, thing: Dealer, /) -> None: ...
+
+    def forget(self, thing: Dealer, /) -> None: ...
+
+
 class Line:
     """`connect` before anything else. Belongs to one thread."""
 
-    def __init__(self, context: Context, endpoint: str, poller: Poller, limits: Limits) -> None:
-        self._context, self._endpoint, self._poller, self._limits = context, endpoint, poller, limits
+    def __init__(self, context: Context, endpoint: str, watcher: Watcher, limits: Limits) -> None:
+        self._context, self._endpoint, self._watcher, self._limits = context, endpoint, watcher, limits
         self._dealer: Dealer | None = None
         self._parked: deque[Frames] = deque()
 
     @property
     def is_parking(self) -> bool:
         return bool(self._parked)
+
+    def patience(self, *moments: float | None) -> float | None:
+        """How many seconds its owner may wait for the first of these moments; None for as long as nothing happens."""
+        due = [moment for moment in moments if moment is not None]
+        seconds = max(0.0, min(due) - monotonic()) if due else None
+        if self._parked:
+            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
+        return seconds
 
     @property
     def is_overfull(self) -> bool:
@@ -45,13 +65,13 @@ class Line:
         """A fresh socket; whatever was parked for the former one is forgotten."""
         self.disconnect()
         self._dealer = self._context.dealer(self._endpoint)
-        self._poller.watch(self._dealer)
+        self._watcher.watch(self._dealer)
 
     def disconnect(self, linger_ms: int = 0) -> None:
         """With `linger_ms`, what was handed to the socket may still leave in that time."""
         self._parked.clear()
         if self._dealer is not None:
-            self._poller.forget(self._dealer)
+            self._watcher.forget(self._dealer)
             self._dealer.close(linger_ms)
             self._dealer = None
 
@@ -74,7 +94,10 @@ class Line:
         heard: list[Heard | LinkLost] = []
         while self._dealer is not None and (frames := self._dealer.receive()) is not None:
             try:
-                heard.append(Heard(*decode(frames, self._limits)))
+                session, message = decode(frames, self._limits)
+                if type(message) is Welcome:  # the broker may have been told of larger requests than we were
+                    self._limits = replace(self._limits, frame_bytes_max=message.frame_bytes_max)
+                heard.append(Heard(session, message))
             except WireError as error:
                 log.error("a message from the broker cannot be read; connecting anew: %s", error)
                 heard.append(LinkLost())

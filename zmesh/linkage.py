@@ -18,6 +18,7 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import Any, Protocol, cast
 
+from zmesh import logs
 from zmesh.config import Limits, Plan
 from zmesh.core.effects import Answer, Leave, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started, Tick
@@ -29,7 +30,6 @@ __all__ = ["BrokerLink", "BrokerSilent", "Done", "Port"]
 logger = logging.getLogger("zmesh.gateway")
 
 STATS_SECONDS = 2.0  # a broker that takes longer to say how it is counts as silent
-LEVELS = logging.getLevelNamesMapping()
 
 Done = Callable[[int, Payload], None]
 """Takes the status (a `Status` as int) and the payload of one request; called once."""
@@ -41,9 +41,10 @@ class BrokerSilent(Exception):
 
 class Port(Protocol):
     """How a link reaches its broker: the same messages by socket or by call. `send` neither waits nor fails; what is
-    lost shows as silence. `hear` is called from within the event loop. After `close` a port can be opened again."""
+    lost shows as silence, or `lost` is called. Both callables are called from within the event loop. After `close` a
+    port can be opened again."""
 
-    def open(self, hear: Callable[[SessionId, Message], None]) -> None: ...
+    def open(self, hear: Callable[[SessionId, Message], None], lost: Callable[[], None]) -> None: ...
 
     def send(self, session: SessionId, message: Message) -> None: ...
 
@@ -65,6 +66,7 @@ class BrokerLink:
             limits=limits,
             random=random,
             routes=routes,
+            shape=plan.shape,
         )
         self._port, self._clock = port, clock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -148,6 +150,10 @@ class BrokerLink:
         self._events.append(Heard(session, message))
         self._turn()
 
+    def _lose(self) -> None:
+        self._events.append(LinkLost())
+        self._turn()
+
     def _turn(self) -> None:
         """Tell the link everything that happened and do what it asks; what happens meanwhile is told next."""
         if self._turning or self._closed:
@@ -189,7 +195,7 @@ class BrokerLink:
                     logger.exception("the way to the broker broke")
                     self._events.append(LinkLost())
             case Report(level, text):
-                logger.log(LEVELS[level.upper()], text)
+                logs.say(logger, level, text)
             case Reconnect(after_seconds):
                 self._port.close()
                 if self._loop is not None and not self._closed:
@@ -199,7 +205,7 @@ class BrokerLink:
 
     def _reopen(self) -> None:
         self._reopening = None
-        self._port.open(self._hear)
+        self._port.open(self._hear, self._lose)
         self._events.append(Started())
         self._turn()
 

@@ -8,12 +8,13 @@ own part of the traceback.
 from __future__ import annotations
 
 import ast
+import atexit
 import functools
 import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
@@ -22,7 +23,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
-from zmesh.errors import StartError
+from zmesh.errors import DeclarationError, StartError
+from zmesh.tracebacks import as_typed, is_ours, one_line, users_traceback, with_place
 from zmesh.worker import Worker
 
 if TYPE_CHECKING:
@@ -37,12 +39,12 @@ __all__ = [
     "load_worker_class",
     "qualified",
     "refuse_optimized",
+    "remind_to_run",
     "run_as_main",
-    "users_traceback",
+    "stop_reminding",
 ]
 
 APP_MODULE = "__zmesh_app__"
-OURS = str(Path(__file__).parent) + os.sep
 
 Kind = TypeVar("Kind")
 
@@ -57,7 +59,7 @@ class AppError(StartError):
 
 @dataclass(slots=True)
 class Verb:
-    """What this process is here for: run, gateway, check, import, or nothing yet (`python app.py`).
+    """What this process is here for: a verb of the command line, import, or nothing yet (`python app.py`).
 
     `given` are the settings of the command line, by their names; `has_started` is set once `Server.run()` got to work.
     """
@@ -90,7 +92,8 @@ current_verb = Verb()
 def refuse_optimized() -> None:
     """Raises StartError under `python -O`: the assertions are part of how zmesh keeps its promises."""
     if sys.flags.optimize:
-        raise StartError("zmesh does not run under python -O; unset PYTHONOPTIMIZE")
+        text = "python -O takes out the checks that zmesh relies on; leave -O out, or unset PYTHONOPTIMIZE"
+        raise StartError(text)
 
 
 # ── the two ways to run an app file ───────────────────────────────────────────────────────────────────────────────
@@ -115,7 +118,7 @@ def load_worker_class(app_path: str, qualified_name: str) -> type[Worker]:
     From here on this process is a worker: no `Server.run()` starts anything in it.
     """
     current_verb.become("import", app_path=app_path)
-    path = _existing(app_path)
+    path, app_path = _existing(app_path), as_typed(app_path)
     _put_first(os.path.dirname(path))
     home, _, name = qualified_name.rpartition(":")
     if home in ("", APP_MODULE):
@@ -154,8 +157,19 @@ def _existing(app_path: str) -> str:
     if os.path.isdir(path):
         raise AppError(f"{app_path} is a directory; name the Python file in it that makes the Server")
     if not os.path.exists(path):
-        raise AppError(f"there is no file {app_path}")
+        raise AppError(f"there is no file {app_path}{_instead_of(app_path)}")
+    if os.path.basename(path) == "zmesh.py":
+        text = "has the name of the library itself, and workers would import it instead; rename it"
+        raise AppError(f"{app_path} {text}")
     return path
+
+
+def _instead_of(app_path: str) -> str:
+    before, colon, _ = app_path.partition(":")
+    file = before if before.endswith(".py") else f"{before}.py"
+    if not os.path.isfile(file):
+        return "; name the Python file that makes the Server"
+    return f"; zmesh takes the file alone: zmesh run {file}" if colon else f"; did you mean {file}?"
 
 
 def _put_first(folder: str) -> None:
@@ -270,36 +284,44 @@ def _explained(shown: str, path: str) -> Iterator[None]:
 
 def _explain(error: Exception, shown: str, path: str) -> AppError:
     """A refusal of ours is a sentence by itself; anything else is shown with the frames of the user's code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
-    where = f"{shown}, line {line}" if line else shown
-    if isinstance(error, ValueError | TypeError | RuntimeError) and frames[-1].filename.startswith(OURS) and line:
-        return AppError(f"{where}: {error}")
+    if isinstance(error, DeclarationError):
+        return AppError(with_place(error, shown, path))
     if isinstance(error, SyntaxError) and error.filename == path:
-        text, line = error.msg, error.lineno
+        said, line = f"{type(error).__name__}: {error.msg}", error.lineno
     else:
-        text = " ".join(_saying(error).split())
+        frames = traceback.extract_tb(error.__traceback__)
+        line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
+        said = one_line(error)
     suffix = f" (line {line})" if line else ""
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return AppError(f"{shown} does not import: {said}{suffix}", detail=users_traceback(error))
 
 
-def _saying(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception as worse:  # a broken __str__ of user code must not hide what happened
-        return f"(its text cannot be shown: {type(worse).__name__})"
+# ── what was forgotten ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def users_traceback(error: BaseException) -> str:
-    """The traceback without our frames and those of the import machinery."""
-    told = traceback.TracebackException.from_exception(error)
-    _prune(told, lambda frame: not frame.filename.startswith((OURS, "<frozen ")))
-    return "".join(told.format())
+def remind_to_run() -> None:
+    """A file that makes a Server and has no `run()` in it would end `python app.py` in silence: then say so at its end.
+
+    To be called where a Server is made. One that is made in a function may be meant for a test, and is left alone.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    is_at_module_level = frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
+    path = _main_file()
+    if is_at_module_level and path and not (current_verb.name or sys.flags.interactive or hasattr(sys, "ps1")):
+        stop_reminding()
+        if os.path.isfile(path) and b"run(" not in Path(path).read_bytes():
+            atexit.register(_say_never_run, as_typed(path))
 
 
-def _prune(told: traceback.TracebackException, is_theirs: Callable[[traceback.FrameSummary], bool]) -> None:
-    told.stack = traceback.StackSummary.from_list([frame for frame in told.stack if is_theirs(frame)])
-    for other in (told.__cause__, told.__context__, *(told.exceptions or ())):
-        if other is not None:
-            _prune(other, is_theirs)
+def stop_reminding() -> None:
+    """It is run after all, by another file."""
+    atexit.unregister(_say_never_run)
+
+
+def _say_never_run(shown: str) -> None:
+    has_failed = hasattr(sys, "last_value")  # and Python has said how
+    if not has_failed:
+        text = f"{shown} made a Server and did not run it; call its run(), or start it with: zmesh run {shown}"
+        sys.stderr.write(f"zmesh: {text}\n")

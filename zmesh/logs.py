@@ -10,8 +10,9 @@ import logging
 import sys
 import time
 
-__all__ = ["get_logger", "setup"]
+__all__ = ["get_logger", "say", "setup"]
 
+LEVELS = logging.getLevelNamesMapping()
 LIBRARIES = ("uvicorn", "asyncio")  # they speak up when something is wrong, and then in our format
 
 
@@ -35,6 +36,11 @@ def setup(level: str, role: str) -> None:
         logger.addHandler(handler)
         logger.propagate = False
         logger.setLevel(level.upper() if name == "zmesh" else logging.WARNING)
+
+
+def say(logger: logging.Logger, level: str, text: str) -> None:
+    """One line, of a level in lower case as the core names it."""
+    logger.log(LEVELS[level.upper()], "%s", text)
 
 
 def get_logger() -> logging.Logger:

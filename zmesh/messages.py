@@ -16,7 +16,11 @@ from typing import NewType, TypeAlias
 
 __all__ = [
     "HTTP_STATUS",
+    "LIST_ITEMS_MAX",
+    "LONG_TEXT_BYTES_MAX",
+    "OWN_FRAME_BYTES",
     "PROTOCOL_VERSION",
+    "TEXT_BYTES_MAX",
     "Ack",
     "Cancel",
     "Columns",
@@ -52,6 +56,12 @@ __all__ = [
 ]
 
 PROTOCOL_VERSION = 1
+
+# Fixed for all who speak this version; what can be chosen is in `config.Limits` and told by WELCOME.
+OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and is not inline
+LIST_ITEMS_MAX = 4096  # of a list that is not a column: leases, peers, stages
+TEXT_BYTES_MAX = 64 * 1024
+LONG_TEXT_BYTES_MAX = 1024 * 1024  # a traceback, a snapshot
 
 TaskId = NewType("TaskId", int)
 """64 bits: the high 32 are random per gateway process, the low 32 count from 0."""
@@ -185,6 +195,7 @@ class Hello:
     waiting: list[LeaseId] = field(default_factory=list)
     answered: list[LeaseId] = field(default_factory=list)
     epoch: int = 0  # the epoch those leases belong to
+    shape: str = ""  # what the fingerprint was made of, so that a refusal can name the difference
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from time import monotonic
 
 from zmesh.config import StagePlan
 from zmesh.core.restarts import Deeds, Restarts
-from zmesh.messages import Exited, PeerId, WorkerBeat
+from zmesh.messages import Exited, LeaseId, PeerId, WorkerBeat
 from zmesh.pipe import PIPE_VARIABLE, Slate, pipe_pair
 
 __all__ = ["Child", "OutOfMemoryKills", "Slot", "signal_name"]
@@ -76,6 +76,10 @@ class Child:
         self.pidfd = os.pidfd_open(self.pid)
         self.pipe.send(**document, peer=self.peer.hex(), **({"slate": slate.fd} if slate else {}))
 
+    def runs(self, peer: PeerId, lease: LeaseId) -> bool:
+        """Whether it is that process, and this is what it does now."""
+        return self.slate is not None and self.peer == peer and self.slate.read().lease == lease
+
     def kill(self) -> None:
         """At once, and whatever it started with it. Harmless when it has ended already."""
         if self._process.returncode is None:
@@ -125,8 +129,9 @@ class Child:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place for one process: a worker of `stage`, or the gateway if there is none."""
+    """A place for one process: a worker of `stage`, or the gateway or the broker if there is none."""
 
+    role: str  # worker, gateway or broker
     stage: StagePlan | None
     worker_id: int
     restarts: Restarts
@@ -135,8 +140,13 @@ class Slot:
     child: Child | None = None
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Equal for the workers of one stage."""
+        return self.role, self.stage.name if self.stage else ""
+
+    @property
     def name(self) -> str:
-        return f"{self.stage.name}/{self.worker_id}" if self.stage else "gateway"
+        return f"{self.stage.name}/{self.worker_id}" if self.stage else self.role
 
     def deeds(self) -> Deeds:
         assert self.child is not None, "nobody is in this slot"
@@ -146,13 +156,12 @@ class Slot:
             return Deeds.WORKED
         return Deeds.READY if self.child.is_ready else Deeds.NONE
 
-    def obituary(self, code: int, seconds: float) -> str:
-        """One line for the log about the end of its child, to be replaced in `seconds`."""
+    def obituary(self, code: int) -> str:
+        """How its child ended, for the log."""
         assert self.child is not None, "nobody is in this slot"
-        how = (
-            f"failed to start: {self.child.failure_line}" if self.child.failure_line else f"ended: {signal_name(code)}"
-        )
-        return f"{self.name} {how}; it is started again {f'in {seconds:.1f} s' if seconds >= 0.05 else 'at once'}"
+        if self.child.failure_line:
+            return f"{self.name} failed to start: {self.child.failure_line}"
+        return f"{self.name} ended: {signal_name(code)}"
 
 
 class OutOfMemoryKills:

@@ -7,7 +7,8 @@ that all of it can be tested without a socket. Its rules:
 * A batch whose `forward` raises is run again in halves, each decoded afresh because `forward` may have written into its
   items, until the guilty are alone. A once-only stage runs nothing twice: everybody gets the error.
 * A row that is past its deadline or was cancelled is not run, nor run again.
-* What tells the client nothing (500) is logged with its traceback; what user code chose to say (4xx) is not.
+* What tells the client nothing (500) is logged with the user's part of its traceback; what user code chose to say (4xx)
+  is not.
 * A BaseException that is not `ForwardTimeout` is meant to end the process, and does.
 """
 
@@ -24,6 +25,7 @@ from zmesh.core.events import RowsFinished
 from zmesh.errors import ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
+from zmesh.tracebacks import one_line, users_traceback
 from zmesh.worker import Worker
 
 __all__ = ["BatchRunner", "status_of"]
@@ -74,13 +76,14 @@ class BatchRunner:
 
     def __init__(self, worker: Worker, slate: Slate, *, retry: bool, clock: Callable[[], float] = monotonic) -> None:
         self._worker, self._slate, self._retry, self._clock = worker, slate, retry, clock
-        self._is_batching = worker.max_batch_size > 1
+        self._max_batch_size = worker.max_batch_size
         # Only the codec of zmesh itself is known to read a memoryview; user code is promised bytes.
         self._ipc_takes_views = type(worker).deserialize_ipc is Worker.deserialize_ipc
 
     def run(self, lease: Run, cancelled: Callable[[], Collection[int]]) -> Iterator[RowsFinished]:
         """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now."""
-        todo = [_Part(lease, list(range(len(lease.columns.ids))))]
+        rows, most = range(len(lease.columns.ids)), self._max_batch_size  # the broker's app may say a larger one
+        todo = [_Part(lease, list(rows[start : start + most])) for start in rows[::most]][::-1]
         while todo:
             part = todo.pop()
             started = self._clock()
@@ -139,7 +142,7 @@ class BatchRunner:
     # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _forward(self, items: list[Any]) -> list[Any]:
-        if not self._is_batching:
+        if self._max_batch_size == 1:
             return [self._worker.forward(item) for item in items]
         count = len(items)  # now, because `forward` may do with its list what it likes
         results = self._worker.forward(items)
@@ -188,7 +191,8 @@ class BatchRunner:
         if isinstance(error, _WrongResult):
             log.error("request %s: %s", requests, error)
         else:
-            log.error("request %s failed", requests, exc_info=error)
+            told = users_traceback(error).rstrip()
+            log.error("request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
 
 
 def _as_list(results: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """Server: the stages of an app file, the routes through them, and `run()`, the only place where anything starts.
 
-What `run()` does depends on why the file runs (`loader.current_verb`): the command line says run, gateway or check,
-`python app.py` means run, and in a worker, which only wants a class of the file, it does nothing.
+What `run()` does depends on why the file runs (`loader.current_verb`): the command line says run, worker, broker,
+gateway or check, `python app.py` means run, and in a worker process, which only wants a class of the file, it does
+nothing.
 """
 
 from __future__ import annotations
@@ -12,22 +13,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from zmesh import logs
 from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, settings_from
 from zmesh.core.routes import build, check_paths
-from zmesh.errors import DrainExpired, StartError, UsageError
-from zmesh.loader import current_verb, qualified, refuse_optimized
+from zmesh.declaring import declaration, unknown_name
+from zmesh.errors import DeclarationError, StartError, UsageError
+from zmesh.loader import current_verb, qualified, refuse_optimized, remind_to_run, stop_reminding
 
 if TYPE_CHECKING:
-    import socket
-
     from fastapi import FastAPI
 
-    from zmesh.gateway import Gateway
     from zmesh.openapi import RouteSchema
-    from zmesh.pipe import Pipe
     from zmesh.stage import Stage
     from zmesh.worker import Worker
 
@@ -45,21 +43,27 @@ class Server:
     Keywords are settings (`Server(port=9000, timeout=5000)`); a variable `ZMESH_PORT` is stronger, and so is a flag.
     """
 
+    @declaration
     def __init__(self, **settings: Any) -> None:
         known = {option.name: option for option in OPTIONS}
         for name, value in settings.items():
             if name not in known:
-                raise ValueError(f"Server() has no setting named {name!r}; known are {', '.join(known)}")
+                raise unknown_name("Server() has no keyword", name, known)
             _check_kind(known[name], value)
         if "stage" in settings:
             settings["stage"] = tuple(settings["stage"])
-        settings_from(settings, {})  # out of range is found here, in the line that says it
+        try:
+            settings_from(settings, {})  # out of range is found here, in the line that says it
+        except ValueError as error:
+            raise DeclarationError(str(error)) from None
         self._declared = settings
         self._routes: dict[str, list[Stage]] = {}
         self._app: FastAPI | None = None
+        remind_to_run()
 
     # Declaring.
 
+    @declaration
     def append_worker(
         self,
         worker: type[Worker],
@@ -77,12 +81,12 @@ class Server:
     ) -> None:
         """Make `worker` the next stage of `route`; of a list of routes it is one stage that they share.
 
-        The settings are those of `Stage`. Raises ValueError or TypeError, and then nothing was added.
+        The settings are those of `Stage`. Raises DeclarationError, and then nothing was added.
         """
         from zmesh.stage import Stage
 
         if not isinstance(route, str | list | tuple):
-            raise TypeError(f"a route is text, or a list of it, not {route!r}")
+            raise DeclarationError(f"a route is text, or a list of it, not {route!r}")
         paths = check_paths((route,) if isinstance(route, str) else route)
         stage = Stage(
             worker,
@@ -99,15 +103,21 @@ class Server:
         for path in paths:
             self._routes.setdefault(path, []).append(stage)
 
+    @declaration
     def register_runtime(self, routes: Mapping[str, Sequence[Stage]]) -> None:
-        """All routes at once. The same Stage in several of them is one stage that they share."""
+        """All routes at once. The same Stage in several of them is one stage that they share.
+
+        Raises DeclarationError, and then nothing was added.
+        """
         from zmesh.stage import Stage
 
         if self._routes:
-            raise RuntimeError("register_runtime works on a Server without stages only; use append_worker to add one")
+            text = "register_runtime works on a Server without stages only; use append_worker to add one"
+            raise DeclarationError(text)
         for path, stages in routes.items():
             if not isinstance(stages, list | tuple) or not all(isinstance(stage, Stage) for stage in stages):
-                raise TypeError(f"route {path!r} needs a list of Stage objects, not {stages!r}")
+                text = f"route {path!r} needs a list of Stage objects, such as [Stage(YourWorker)], not {stages!r}"
+                raise DeclarationError(text)
         declared = {path: list(stages) for path, stages in routes.items()}
         names = _names(declared)
         build({path: [names[id(stage)] for stage in stages] for path, stages in declared.items()})
@@ -167,6 +177,7 @@ class Server:
         asked_by = sys._getframe(1).f_globals.get("__name__")
         if current_verb.name == "import" or asked_by == "__mp_main__":
             return  # a worker, or a child made by multiprocessing: both only want what the file defines
+        stop_reminding()
         if current_verb.name:
             code = self._perform()
         else:
@@ -183,7 +194,8 @@ class Server:
         if current_verb.has_started:
             raise StartError("run() was called twice in one process; one Server runs per app file")
         refuse_optimized()
-        document = current_verb.pipe.receive_first(DOCUMENT_SECONDS) if current_verb.pipe else {}
+        pipe = current_verb.pipe
+        document = pipe.receive_first(DOCUMENT_SECONDS) if pipe else {}
         if document:  # the agent's word, so that all processes of a host agree
             settings = Settings.from_json(str(document["settings"]))
         else:
@@ -193,21 +205,20 @@ class Server:
         except ValueError as error:
             raise StartError(str(error)) from error
         current_verb.has_started = True
-        match current_verb.name:
-            case "run":
-                from zmesh import agent
+        if pipe is not None:
+            from zmesh.serving import serve_gateway
 
-                logs.setup(settings.log_level, "agent")
-                return agent.run(plan, settings, os.path.abspath(current_verb.app_path), self._example())
-            case "gateway":
-                logs.setup(settings.log_level, "gateway")
-                return _serve(_Gateway(plan, settings, self._app, self._schemas(), document))
-            case verb:
-                assert verb == "check", verb
-                from zmesh.cli import show_plan
+            logs.setup(settings.log_level, "gateway")
+            return serve_gateway(plan, settings, pipe, document, self._app, self._schemas())
+        if current_verb.name == "check":
+            from zmesh.cli import show_plan
 
-                show_plan(plan, current_verb.output)
-                return 0
+            show_plan(plan, current_verb.output)
+            return 0
+        from zmesh import agent
+
+        logs.setup(settings.log_level, "agent")
+        return agent.run(current_verb.name, plan, settings, current_verb.app_path, self._example())
 
     def _example(self) -> bytes | None:
         """A body for the first route, from its first worker's example; None when only its author knows one."""
@@ -244,10 +255,12 @@ def _check_kind(option: Option, value: object) -> None:
             right, wanted = (int,), "a whole number"
         case "list":
             right, wanted = (list, tuple), "a list of text"
+        case "flag":
+            right, wanted = (bool,), "True or False"
         case _:
             right, wanted = (str,), "text"
-    if not isinstance(value, right) or isinstance(value, bool):
-        raise TypeError(f"Server({option.name}=…) must be {wanted}, not {value!r}")
+    if not isinstance(value, right) or (isinstance(value, bool) and option.kind != "flag"):
+        raise DeclarationError(f"Server({option.name}=…) must be {wanted}, not {value!r}")
 
 
 def _names(routes: Mapping[str, Sequence[Stage]]) -> dict[int, str]:
@@ -256,7 +269,7 @@ def _names(routes: Mapping[str, Sequence[Stage]]) -> dict[int, str]:
     taken: dict[str, int] = {}
     for key, stage in stages.items():
         if stage.name is not None and taken.setdefault(stage.name, key) != key:
-            raise ValueError(f"two stages are named {stage.name!r}")
+            raise DeclarationError(f"two stages are named {stage.name!r}")
     for key, stage in stages.items():
         if stage.name is None:
             name, count = stage.worker.__name__, 1
@@ -287,68 +300,3 @@ def _read_command_line() -> None:
         raise StartError("run() needs an app file that worker processes can import; start it with: python app.py")
     given, user_args = parse_known(sys.argv[1:], os.path.basename(file))
     current_verb.become("run", app_path=os.path.abspath(file), given=given, user_args=user_args)
-
-
-# ── the gateway process ───────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Gateway(NamedTuple):
-    """What a gateway process needs; `document` is what its agent said first."""
-
-    plan: Plan
-    settings: Settings
-    app: FastAPI | None
-    schemas: Mapping[str, RouteSchema]
-    document: Mapping[str, object]
-
-
-def _serve(start: _Gateway) -> int:
-    """Gateway and broker in one event loop, until the agent says drain; the exit code."""
-    import socket
-
-    import uvloop
-
-    pipe, listen = current_verb.pipe, start.document["listen"]
-    assert pipe is not None and isinstance(listen, int), start.document
-    with socket.socket(fileno=listen) as listener:
-        os.set_inheritable(listen, False)
-        return uvloop.run(_serve_on(listener, start, pipe))
-
-
-async def _serve_on(listener: socket.socket, start: _Gateway, pipe: Pipe) -> int:
-    import asyncio
-
-    from zmesh.broker import Broker
-    from zmesh.gateway import Gateway
-    from zmesh.transport import Context, raise_file_limit
-
-    raise_file_limit()
-    loop = asyncio.get_running_loop()
-    context = Context()
-    broker = Broker(start.plan, start.settings.limits(), context, str(start.document["front"]), loop)
-    try:
-        broker.start()
-        gateway = Gateway(start.plan, start.settings, broker.local_port(), start.app, start.schemas)
-        loop.add_reader(pipe.fd, _obey, pipe, gateway)
-        loop.call_soon(_obey, pipe, gateway)  # what came together with the document has no signal of its own
-        serving = loop.create_task(gateway.serve(listener))
-        starting = loop.create_task(gateway.started.wait())
-        await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
-        if not starting.cancel():
-            pipe.send(say="ready")
-        return 0 if await serving else DrainExpired.exit_code
-    finally:
-        loop.remove_reader(pipe.fd)
-        broker.close()
-        context.close()
-
-
-def _obey(pipe: Pipe, gateway: Gateway) -> None:
-    """What the agent says. When it is gone, so are we: nobody would restart or drain us."""
-    lines = pipe.receive()
-    if lines is None:
-        os._exit(1)
-    for line in lines:
-        seconds = line.get("seconds")
-        if line.get("say") == "drain" and isinstance(seconds, int | float):
-            gateway.start_drain(float(seconds))

@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -24,15 +23,18 @@ from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
 from zmesh.core.events import DrainAsked, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
-from zmesh.line import RETRY_SECONDS, Line
+from zmesh.declaring import declaration
+from zmesh.errors import DeclarationError
+from zmesh.line import Line
 from zmesh.loader import AppError, load_worker_class
 from zmesh.messages import Credit, Drain, PeerId, Phase, SessionId, WorkerState
 from zmesh.pipe import Pipe, Slate, child_pipe
 from zmesh.runner import BatchRunner
+from zmesh.tracebacks import one_line, users_traceback
 from zmesh.transport import Context, Poller, raise_file_limit, stage_endpoint
 from zmesh.worker import SSEWorker, Worker
 
-__all__ = ["Stage", "WorkerLoop", "main", "make_worker"]
+__all__ = ["Stage", "WorkerLoop", "main", "make_worker", "warm_up"]
 
 BATCHING = ("crowd", "fixed", "greedy")
 START_METHODS = ("spawn", "fork")
@@ -44,7 +46,7 @@ log = logging.getLogger("zmesh.worker")
 
 
 class Stage:
-    """One stage of a route: which worker, how many, how it batches. Raises ValueError or TypeError in one sentence.
+    """One stage of a route: which worker, how many, how it batches. Raises DeclarationError in one sentence.
 
     `max_wait_time` is in milliseconds (0: the server's `--wait`), `timeout` in seconds (0: none). `env` has one dict
     per worker. `start_method` is taken for mosec's sake: every worker is a fresh process. `batching` is "crowd" (waits
@@ -52,6 +54,7 @@ class Stage:
     idle workers. With `retry=False` no task is run twice, whatever happens to the worker that had it.
     """
 
+    @declaration
     def __init__(
         self,
         worker: type[Worker],
@@ -100,53 +103,58 @@ class Stage:
 
     def _count(self, what: str, value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{self._called}: {what} must be a whole number, not {value!r}")
+            raise DeclarationError(f"{self._called}: {what} must be a whole number, not {value!r}")
         if value < 1:
-            raise ValueError(f"{self._called}: {what} must be at least 1, not {value}")
+            raise DeclarationError(f"{self._called}: {what} must be at least 1, not {value}")
         return value
 
     def _duration(self, what: str, value: object, unit: str) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError(f"{self._called}: {what} must be a number of {unit}, not {value!r}")
+            raise DeclarationError(f"{self._called}: {what} must be a number of {unit}, not {value!r}")
         if not 0 <= value < float("inf"):
-            raise ValueError(f"{self._called}: {what} must be 0 or more {unit}, not {value}")
+            raise DeclarationError(f"{self._called}: {what} must be 0 or more {unit}, not {value}")
         return value
 
     def _text(self, what: str, value: object) -> str | None:
         if value is not None and (not isinstance(value, str) or not value):
-            raise TypeError(f"{self._called}: {what} must be text, not {value!r}")
+            raise DeclarationError(f"{self._called}: {what} must be text, not {value!r}")
         return value
 
     def _flag(self, what: str, value: object) -> bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{self._called}: {what} must be True or False, not {value!r}")
+            raise DeclarationError(f"{self._called}: {what} must be True or False, not {value!r}")
         return value
 
     def _one_of(self, what: str, value: str, known: Sequence[str]) -> str:
         if value not in known:
-            raise ValueError(f"{self._called}: {what} must be one of {', '.join(known)}, not {value!r}")
+            raise DeclarationError(f"{self._called}: {what} must be one of {', '.join(known)}, not {value!r}")
         return value
 
     def _environments(self, env: object) -> tuple[dict[str, str], ...]:
         if env is None:
             return ()
         if isinstance(env, str | Mapping) or not isinstance(env, Sequence):
-            raise TypeError(f"{self._called}: env must be a list with one dict per worker, not {env!r}")
+            raise DeclarationError(f"{self._called}: env must be a list with one dict per worker, not {env!r}")
         if len(env) != self.num:
-            raise ValueError(f"{self._called}: env must have one dict per worker, {self.num}, not {len(env)}")
+            raise DeclarationError(f"{self._called}: env must have one dict per worker, {self.num}, not {len(env)}")
         for variables in env:
             known = isinstance(variables, Mapping)
             if not known or not all(isinstance(text, str) for pair in variables.items() for text in pair):
-                raise TypeError(f"{self._called}: env must map names to text, not {variables!r}")
+                raise DeclarationError(f"{self._called}: env must map names to text, not {variables!r}")
         return tuple(dict(variables) for variables in env)
 
 
 def _worker_class(worker: object) -> type[Worker]:
-    if not isinstance(worker, type) or not issubclass(worker, Worker):
-        raise TypeError(f"a stage needs a subclass of zmesh.Worker, not {worker!r}")
+    if isinstance(worker, Worker):
+        name = type(worker).__name__
+        raise DeclarationError(f"a stage takes the class itself: write {name}, not {name}()")
+    if not isinstance(worker, type):
+        raise DeclarationError(f"a stage needs a subclass of zmesh.Worker, not {worker!r}")
+    if not issubclass(worker, Worker):
+        raise DeclarationError(f"{worker.__name__} is not a worker; make it a subclass of zmesh.Worker")
     if inspect.isabstract(worker):
         missing = ", ".join(sorted(worker.__abstractmethods__))
-        raise TypeError(f"{worker.__name__} cannot be run: it does not define {missing}")
+        raise DeclarationError(f"{worker.__name__} cannot be run: it does not define {missing}")
     return worker
 
 
@@ -209,20 +217,26 @@ class _Document:
             max_batch_size=self.stage.max_batch_size,
             prefetch=self.stage.prefetch,
             limits=self.settings.limits(),
+            shape=self.plan.shape,
         )
 
 
 def make_worker(cls: type[Worker], stage: str, worker_id: int, max_batch_size: int) -> Worker:
-    """A worker that knows its place before its `__init__` runs, warmed up by its examples. Raises what they raise."""
+    """A worker that knows its place before its `__init__` runs. Raises what that raises."""
     worker = cls.__new__(cls)
     worker.stage, worker.worker_id, worker.max_batch_size = stage, worker_id, max_batch_size
     worker.__init__()  # type: ignore[misc]
+    return worker
+
+
+def warm_up(worker: Worker) -> None:
+    """Run its examples, one by one. Raises what they raise."""
     examples = list(worker.multi_examples)
     if not examples and worker.example is not None:
         examples = [worker.example]
     for example in examples:
-        worker.forward([example] if max_batch_size > 1 and not isinstance(example, list) else example)
-    return worker
+        is_item = worker.max_batch_size > 1 and not isinstance(example, list)
+        worker.forward([example] if is_item else example)
 
 
 class WorkerLoop:
@@ -239,22 +253,14 @@ class WorkerLoop:
     def run(self) -> Leave:
         while self._left is None:
             if self._next is None:
-                self._poller.wait(self._patience())
+                self._poller.wait(self._line.patience(self._session.next_wakeup(), self._connect_at))
             self._listen()
             if self._next is not None and self._left is None:
                 self._run()
-        self._pipe.send(say="left", reason=self._left.reason)
+        self._pipe.send(say="left", held=self._session.held)
         self._line.flush()
         self._line.disconnect(linger_ms=GOODBYE_MS)
         return self._left
-
-    def _patience(self) -> float | None:
-        """How long nothing needs to be done by itself."""
-        ends = [moment for moment in (self._session.next_wakeup(), self._connect_at) if moment is not None]
-        seconds = max(0.0, min(ends) - monotonic()) if ends else None
-        if self._line.is_parking:
-            return RETRY_SECONDS if seconds is None else min(seconds, RETRY_SECONDS)
-        return seconds
 
     def _listen(self) -> None:
         """Everything that was said to us, before anything is run: so a CANCEL overtakes the TASKS it is about."""
@@ -272,17 +278,19 @@ class WorkerLoop:
         if events or self._next is None:
             self._handle(*(events or [Tick()]))
 
-    def _commands(self) -> list[DrainAsked]:
+    def _commands(self) -> list[SessionEvent]:
         lines = self._pipe.receive()
         if lines is None:
             os._exit(1)  # our agent is gone, and we with it
-        drains = []
+        commands: list[SessionEvent] = []
         for line in lines:
             seconds = line.get("seconds")
             if line.get("say") == "drain" and isinstance(seconds, int | float):
                 deadline_ms = max(1, int(seconds * 1000))
-                drains.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
-        return drains
+                commands.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
+            elif line.get("say") == "epoch" and self._session.epoch not in (0, line.get("epoch")):
+                commands.append(LinkLost())  # our broker is another one now
+        return commands
 
     def _run(self) -> None:
         lease, self._next = self._next, None
@@ -313,31 +321,35 @@ class WorkerLoop:
                 self._line.disconnect()
                 self._connect_at = monotonic() + after_seconds
             case Report(level, text):
-                log.log(logging.getLevelName(level.upper()), "%s", text)
+                logs.say(log, level, text)
             case Leave():
                 self._left = effect
 
 
 def _start(document: _Document, pipe: Pipe) -> Worker | None:
-    """The worker, or None when it could not be made: then the agent has the traceback."""
+    """The worker, warmed up; None when it could not be made: then the agent knows why."""
     sys.argv = [document.app, *document.user_args]
+    doing = ""
     try:
         cls = load_worker_class(document.app, document.stage.worker)
-        return make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
+        worker = make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
+        doing = "the warm-up with its example raised "
+        warm_up(worker)
+    except AppError as error:
+        told, line = error.detail, str(error)
     except BaseException as error:  # a SystemExit in an app file is a failed start too
-        told = traceback.format_exc()
-        line = told.rstrip().rpartition("\n")[2]
-        if isinstance(error, AppError):
-            told, line = error.detail, str(error)
-        pipe.send(say="failed", text=told[-FAILURE_CHARACTERS_MAX:], line=line)
-        return None
+        told, line = users_traceback(error), doing + one_line(error)
+    else:
+        return worker
+    pipe.send(say="failed", text=told[-FAILURE_CHARACTERS_MAX:], line=line)
+    return None
 
 
 def main() -> int:
     """The whole life of a worker process; its exit code."""
     pipe = child_pipe()
     if pipe is None:
-        sys.stderr.write("python -m zmesh.stage is started by an agent; start one with: zmesh run app.py\n")
+        sys.stderr.write("zmesh: a worker is started by its agent; start both with: zmesh run app.py\n")
         return 2
     document = _Document.read(pipe.receive_first(DOCUMENT_SECONDS))
     logs.setup(document.settings.log_level, f"worker {document.label}")

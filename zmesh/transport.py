@@ -30,12 +30,12 @@ __all__ = [
     "Context",
     "Dealer",
     "Frames",
+    "Monitor",
     "Poller",
     "PrivateDirectory",
     "Router",
     "Sent",
     "check_library",
-    "is_loopback",
     "private_directory",
     "raise_file_limit",
     "stage_endpoint",
@@ -72,12 +72,6 @@ def stage_endpoint(front: str, index: int) -> str:
         host, _, port = front.rpartition(":")
         return f"{host}:{int(port) + 1 + index}"
     return f"{front.rpartition('/')[0]}/{index}.s"
-
-
-def is_loopback(endpoint: str) -> bool:
-    """Whether nobody outside this host can reach it."""
-    host = endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    return endpoint.startswith("ipc://") or host == "localhost" or host == "::1" or host.startswith("127.")
 
 
 class PrivateDirectory:
@@ -120,7 +114,13 @@ def private_directory(path: str = "") -> PrivateDirectory:
 
 
 def _own(place: Path) -> None:
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        pass  # and what it is comes out below
+    except OSError as error:
+        text = f"the socket directory {place} cannot be made: {error.strerror}; give another --path"
+        raise StartError(text) from None
     state = place.lstat()
     if state.st_uid != os.getuid() or not place.is_dir() or place.is_symlink():
         raise StartError(f"{place} is not a directory of yours; remove it or give another --path")
@@ -152,12 +152,13 @@ class Context:
         self._zmq.set(zmq.MAX_SOCKETS, min(65536, int(self._zmq.get(zmq.SOCKET_LIMIT))))
         self._zmq.set(zmq.BLOCKY, 0)
 
-    def router(self, frame_bytes_max: int) -> Router:
-        return Router(_socket(self._zmq, zmq.ROUTER, frame_bytes_max))
+    def router(self, frame_bytes_max: int, *endpoints: str) -> Router:
+        """A ROUTER that `bind` puts on all of these endpoints."""
+        return Router(_socket(self._zmq, zmq.ROUTER, frame_bytes_max, *endpoints), endpoints)
 
     def dealer(self, endpoint: str) -> Dealer:
         """A DEALER connected to `endpoint`; libzmq keeps connecting until somebody is there."""
-        socket = _socket(self._zmq, zmq.DEALER, -1)
+        socket = _socket(self._zmq, zmq.DEALER, -1, endpoint)
         socket.connect(endpoint)
         return Dealer(socket)
 
@@ -165,9 +166,12 @@ class Context:
         self._zmq.destroy(linger=0)
 
 
-def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frame_bytes_max: int) -> zmq.Socket[bytes]:
+def _socket(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, frame_bytes_max: int, *endpoints: str
+) -> zmq.Socket[bytes]:
     """The table of socket options; nobody else sets any. Times in milliseconds, keep-alive in seconds."""
     socket: zmq.Socket[bytes] = context.socket(kind)
+    is_far = not all(endpoint.startswith("ipc://") for endpoint in endpoints)
     options: dict[int, int] = {
         zmq.LINGER: 0,
         zmq.SNDHWM: 4000,
@@ -179,6 +183,7 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frame_bytes_max:
         zmq.TCP_KEEPALIVE_INTVL: 5,
         zmq.TCP_KEEPALIVE_CNT: 3,
         zmq.TCP_MAXRT: 15000,
+        zmq.IPV6: int(any("[" in endpoint for endpoint in endpoints)),  # it would widen what an IPv4 address means
     }
     if kind == zmq.ROUTER:
         options |= {
@@ -191,7 +196,7 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frame_bytes_max:
         options |= {
             zmq.IMMEDIATE: 1,  # never queue for a broker that is away: its successor knows nothing of it
             zmq.RECONNECT_IVL: random.randint(20, 60),
-            zmq.RECONNECT_IVL_MAX: random.randint(1000, 2000),
+            zmq.RECONNECT_IVL_MAX: random.randint(1000, 2000) if is_far else random.randint(80, 120),
             zmq.CONNECT_TIMEOUT: 3000,
         }
     for option, value in options.items():
@@ -199,16 +204,50 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, frame_bytes_max:
     return socket
 
 
+class Monitor:
+    """Tells that connections of one socket were lost, not whose.
+
+    Ask `take` once before waiting for `fd`: only a reader that found nothing is woken.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.fd = int(self._socket.getsockopt(zmq.FD))
+
+    def take(self) -> int:
+        """How many were lost since this was last asked. Uses up the descriptor's signal."""
+        lost = 0
+        try:
+            while True:
+                self._socket.recv_multipart(zmq.NOBLOCK)
+                lost += 1
+        except zmq.Again:
+            return lost
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+
+
 class _Endpoint:
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
+        self._monitor: Monitor | None = None
         self.fd = int(socket.getsockopt(zmq.FD))
+
+    def monitor(self) -> Monitor:
+        """One that is closed with this socket."""
+        if self._monitor is None:
+            self._monitor = Monitor(self._socket)
+        return self._monitor
 
     def pending(self) -> bool:
         """Whether something is there to receive. Uses up the descriptor's signal, as every call does."""
         return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def close(self, linger_ms: int = 0) -> None:
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close()
         self._socket.close(linger=linger_ms)
 
     def _receive(self, leading: int) -> Frames | None:
@@ -230,15 +269,24 @@ class _Endpoint:
 class Router(_Endpoint):
     """The broker's side: many peers, each by its routing id."""
 
-    def bind(self, endpoint: str) -> None:
-        """Raises StartError when the address is taken or not ours."""
+    def __init__(self, socket: zmq.Socket[bytes], endpoints: Sequence[str]) -> None:
+        super().__init__(socket)
+        self._endpoints = endpoints
+
+    def bind(self) -> None:
+        """Listen on all its endpoints. Raises StartError when an address is taken or not ours."""
         mask = os.umask(0o077)
+        try:
+            for endpoint in self._endpoints:
+                self._bind(endpoint)
+        finally:
+            os.umask(mask)
+
+    def _bind(self, endpoint: str) -> None:
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             raise StartError(f"cannot listen on {endpoint}: {error.strerror}; is another broker there?") from None
-        finally:
-            os.umask(mask)
 
     def receive(self) -> Frames | None:
         """[routing id, frames…] of the next message, or None when there is none. Payload frames are memoryviews."""

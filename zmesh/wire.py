@@ -31,23 +31,16 @@ from zmesh.messages import PROTOCOL_VERSION, Message, Payload, SessionId
 
 __all__ = [
     "CONTEXT_ENTRIES_MAX",
-    "FRAME_PAYLOAD_BYTES_MIN",
-    "LIST_ITEMS_MAX",
-    "LONG_TEXT_BYTES_MAX",
     "MESSAGE_TYPES",
-    "TEXT_BYTES_MAX",
     "decode",
     "encode",
     "to_json",
 ]
 
-FRAME_PAYLOAD_BYTES_MIN = 64 * 1024  # from here on a payload travels in a frame of its own
 INLINE_SLACK_BYTES = 64 * 1024  # a sender splits after the row that went over
-TEXT_BYTES_MAX = 64 * 1024
-LONG_TEXT_BYTES_MAX = 1024 * 1024  # a traceback, a snapshot
 CONTEXT_ENTRIES_MAX = 64
-LIST_ITEMS_MAX = 4096  # of a list that is not a column: leases, peers, stages
 PEER_BYTES = 16
+_ITEMS_MAX, _TEXT_BYTES_MAX = messages.LIST_ITEMS_MAX, messages.TEXT_BYTES_MAX
 U63_MAX = 2**63 - 1
 _STATES = frozenset({0, 1, 2, 3})
 _STATUSES, _INTERNAL = frozenset(map(int, messages.Status)), int(messages.Status.INTERNAL)
@@ -79,7 +72,7 @@ def decode(frames: Sequence[bytes | memoryview], limits: Limits) -> tuple[Sessio
     form = _form_of(frames, limits)
     try:
         # Twice what is allowed, so that the checks can name the field that is too long.
-        body = _unpack(frames[0][4:], max_array_len=2 * max(limits.message_rows_max, LIST_ITEMS_MAX))
+        body = _unpack(frames[0][4:], max_array_len=2 * max(limits.message_rows_max, _ITEMS_MAX))
     except ValueError as error:
         raise WireError(f"header: {str(error) or type(error).__name__}") from error
     if type(body) is not list or not body:
@@ -192,11 +185,11 @@ def _text_up_to(bytes_max: int) -> Check:
 _u63, _u64, _exit_code = _number(0, U63_MAX), _number(0, 2**64 - 1), _number(-(2**31), 2**32 - 1)
 _flag = _that(lambda it: type(it) is bool, "true or false")
 _peer = _that(lambda it: type(it) is bytes and len(it) == PEER_BYTES, f"{PEER_BYTES} bytes")
-_text, _long_text = _text_up_to(TEXT_BYTES_MAX), _text_up_to(LONG_TEXT_BYTES_MAX)
-_listed = _that(lambda it: type(it) is list and len(it) <= LIST_ITEMS_MAX, f"a list of at most {LIST_ITEMS_MAX}")
+_text, _long_text = _text_up_to(_TEXT_BYTES_MAX), _text_up_to(messages.LONG_TEXT_BYTES_MAX)
+_listed = _that(lambda it: type(it) is list and len(it) <= _ITEMS_MAX, f"a list of at most {_ITEMS_MAX}")
 _leases = _that(
-    lambda it: type(it) is list and len(it) <= LIST_ITEMS_MAX and _are_ints(it) and min(it, default=0) >= 0,
-    f"a list of at most {LIST_ITEMS_MAX} numbers of 0 or more",
+    lambda it: type(it) is list and len(it) <= _ITEMS_MAX and _are_ints(it) and min(it, default=0) >= 0,
+    f"a list of at most {_ITEMS_MAX} numbers of 0 or more",
 )
 
 # Of one column: a list of ints when it comes here, and of none above 2^64-1, because msgpack has none.
@@ -227,8 +220,8 @@ def _contexts_or_nil(name: str, column: Any) -> Any:
     rows = list(filter(None, _maps(name, _column(name, column))))
     if max(map(len, rows), default=0) > CONTEXT_ENTRIES_MAX:
         raise WireError(f"{name}: {max(map(len, rows))} entries in one context, at most {CONTEXT_ENTRIES_MAX}")
-    if not _are_texts([*chain.from_iterable(rows), *chain.from_iterable(map(dict.values, rows))], TEXT_BYTES_MAX):
-        raise WireError(f"{name}: keys and values must be text of at most {TEXT_BYTES_MAX} bytes")
+    if not _are_texts([*chain.from_iterable(rows), *chain.from_iterable(map(dict.values, rows))], _TEXT_BYTES_MAX):
+        raise WireError(f"{name}: keys and values must be text of at most {_TEXT_BYTES_MAX} bytes")
     return column
 
 
@@ -253,11 +246,11 @@ def _columns(name: str, values: Any) -> Any:
 
 def _detach(payloads: list[Payload], frames: list[Payload]) -> list[Payload | int]:
     """The column for H: large payloads move into `frames` and leave their index behind."""
-    if max(map(len, payloads), default=0) < FRAME_PAYLOAD_BYTES_MIN:
+    if max(map(len, payloads), default=0) < messages.OWN_FRAME_BYTES:
         return cast("list[Payload | int]", payloads)
     column: list[Payload | int] = list(payloads)
     for row, payload in enumerate(payloads):
-        if len(payload) >= FRAME_PAYLOAD_BYTES_MIN:
+        if len(payload) >= messages.OWN_FRAME_BYTES:
             column[row] = len(frames)
             frames.append(payload)
     return column
@@ -366,7 +359,7 @@ _beats, _peers, _texts = _list_of(_BEAT.read), _list_of(_peer), _list_of(_text)
 _TABLE = [
     _form(1, messages.Hello, versions=_leases, role=_one_of(messages.Role), peer=_peer, connection=_u63, host=_text,
           pid=_u63, fingerprint=_text, stage=_text, worker_id=_u63, max_batch_size=_u63, concurrency=_u63,
-          running=_leases, waiting=_leases, answered=_leases, epoch=_u64),
+          running=_leases, waiting=_leases, answered=_leases, epoch=_u64, shape=_text),
     _form(2, messages.Welcome, version=_u63, broker=_peer, epoch=_u64, session=_u64, heartbeat_ms=_u63, dead_ms=_u63,
           frame_bytes_max=_u63, message_rows_max=_u63, message_inline_bytes_max=_u63, stages=_texts,
           once_routes=_texts),

@@ -257,8 +257,8 @@ def test_limits_have_the_defaults_of_the_document():
 
 def test_fixed_limits_are_those_of_the_code():
     """§9.2, §9.3, §3.5"""
-    assert (wire.LIST_ITEMS_MAX, wire.CONTEXT_ENTRIES_MAX) == (4096, 64)
-    assert (wire.TEXT_BYTES_MAX, wire.LONG_TEXT_BYTES_MAX, wire.FRAME_PAYLOAD_BYTES_MIN) == (K64, M1, K64)
+    assert (messages.LIST_ITEMS_MAX, wire.CONTEXT_ENTRIES_MAX) == (4096, 64)
+    assert (messages.TEXT_BYTES_MAX, messages.LONG_TEXT_BYTES_MAX, messages.OWN_FRAME_BYTES) == (K64, M1, K64)
 
 
 def test_a_large_payload_has_a_frame_of_its_own():

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from tests.harness import closed_loop, running
+from tests.harness import all_at_once, closed_loop, running
 
 APPS = Path(__file__).parent / "apps"
 HOWS = ["fine", "fine", "undecodable", "fine", "invalid", "fine", "index", "fine", "guilty", "fine", "fine", "fine"]
@@ -56,3 +56,21 @@ def test_bodies_that_do_not_fit_into_one_message_together_are_all_answered() -> 
     assert {answer.status for _, _, answer in answers} == {200}
     assert all(answer.json()["size"] == (60_000 if client % 4 else 200_000) for client, _, answer in answers)
     assert len(answers) >= 200
+
+
+def test_a_result_longer_than_a_message_fails_alone_and_the_worker_stays_connected() -> None:
+    """1.1 times the largest frame, in a batch of eight."""
+    largest = 64 * 1024 * 1024
+    bodies = [b"short"] * 7 + [str(largest * 11 // 10).encode()]
+    with running(APPS / "sized.py", "--isolate-broker", "--timeout", "30000") as mesh:
+        pids = mesh.worker_pids()
+        with all_at_once(mesh.port, "/long", bodies) as answers:
+            pass
+        again = mesh.post("/long", b"again")
+        assert mesh.worker_pids() == pids
+        log = mesh.log()
+    assert [answer.status for answer in answers] == [200] * 7 + [413], log
+    assert answers[-1].body == b"request is too large: the result is larger than a message may be"
+    assert {answer.body for answer in answers[:7]} == {b"8"}, "all eight shared one batch"
+    assert (again.status, again.body) == (200, b"1")
+    assert "connect" not in log and "no word" not in log, log

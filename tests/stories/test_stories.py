@@ -16,8 +16,9 @@ from signal import Signals
 import pytest
 
 from tests.unit.core.world import Agent, Gateway, Peer, WorkerPeer, World, stage
+from zmesh.config import Plan, RoutePlan
 from zmesh.core.events import DispatcherEvent, Tick
-from zmesh.messages import Status, WorkerState
+from zmesh.messages import Role, Status, WorkerState
 
 FOLDER = Path(__file__).parent
 STORIES = sorted(FOLDER.glob("*.txt"))
@@ -71,6 +72,9 @@ class Scene:
     def cancels(self, name: str, ids: str) -> DispatcherEvent:
         return self.gateway(name).cancels(*numbers(ids))
 
+    def acknowledges(self, name: str, number: str) -> DispatcherEvent:
+        return self.gateway(name).beats(int(number))
+
     def grants(self, name: str, credit: str) -> DispatcherEvent:
         return self.worker(name).credits(int(credit))
 
@@ -80,6 +84,9 @@ class Scene:
     def finishes(self, name: str, lease: str, rows: str | None, status: str | None, bad: str | None) -> DispatcherEvent:
         statuses = dict.fromkeys(numbers(bad or ""), Status[status]) if status else {}
         return self.worker(name).finishes(int(lease), *numbers(rows or ""), statuses=statuses)
+
+    def finishes_of_old(self, name: str, ids: str) -> DispatcherEvent:
+        return self.worker(name).finishes_of_old(*numbers(ids))
 
     def reports(self, name: str, worker: str, cause: str, lease: str | None) -> DispatcherEvent:
         code = -Signals[cause] if cause.startswith("SIG") else int(cause.removeprefix("exit code "))
@@ -101,6 +108,15 @@ class Scene:
             answered=numbers(answered or ""),
             epoch=self.world.mesh.directory.epoch,
         )
+
+    def is_of_another_app(self, role: str, of: str | None, stages: str, path: str, way: str) -> DispatcherEvent:
+        plan = Plan(
+            stages=tuple(stage(name) for name in stages.split(", ")),
+            routes=(RoutePlan(path=path, stages=tuple(way.split(" then "))),),
+        )
+        socket = 1 + [one["name"] for one in self.stages].index(of) if of else 0
+        stranger = self.world.stranger(f"the {role}", Role[role.upper()], socket)
+        return stranger.greets(stage=of or "", fingerprint=plan.fingerprint, shape=plan.shape)
 
     def leaves(self, name: str) -> DispatcherEvent:
         return self.people[name].leaves()
@@ -133,14 +149,19 @@ GIVEN: dict[str, Callable[..., None]] = {
 WHEN: dict[str, Callable[..., DispatcherEvent]] = {
     rf"(\w+) submits {IDS}(?: to (/\S+))?( again)?(?: with (\d+) ms left)?": Scene.submits,
     rf"(\w+) cancels {IDS}": Scene.cancels,
+    r"(\w+) acknowledges (\d+)": Scene.acknowledges,
     r"(\w+) grants credit (\d+)": Scene.grants,
     r"(\w+) drains": Scene.drains,
     rf"(\w+) finishes lease (\d+)(?:, rows? {IDS})?(?:, with (\w+) for rows? {IDS})?": Scene.finishes,
+    rf"(\w+) finishes what the former broker gave it: {IDS}": Scene.finishes_of_old,
     rf"(\w+) reports that (\w+) died of {CAUSE}(?:, running lease (\d+))?": Scene.reports,
     r"(\w+) cannot be reached": Scene.is_unreachable,
     r"lease (\d+) cannot be sent to (\w+)": Scene.cannot_be_sent,
     rf"(\w+) says hello again(?:, running {IDS})?(?:, holding {IDS})?(?:, having answered {IDS})?": Scene.returns,
     r"(\w+) leaves": Scene.leaves,
+    r"an? (\w+)(?: of (\w+))? says hello, whose app has the stages ([\w, ]+?) and the route (/\S+) through (.+)": (
+        Scene.is_of_another_app
+    ),
 }
 
 

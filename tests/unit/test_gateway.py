@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from fastapi import Depends, FastAPI, Response
@@ -82,7 +83,7 @@ class FakeBroker:
         self._hear: Callable[[SessionId, Message], None] = lambda session, message: None
         self._replies = 0
 
-    def open(self, hear: Callable[[SessionId, Message], None]) -> None:
+    def open(self, hear: Callable[[SessionId, Message], None], lost: Callable[[], None]) -> None:
         self.opened += 1
         self._hear = hear
 
@@ -150,7 +151,7 @@ class Client:
             "server": ("test", 80),
             "client": ("test", 1),
             "method": method,
-            "path": path,
+            "path": unquote(path),
             "raw_path": path.encode(),
             "headers": pairs,
         }
@@ -446,10 +447,17 @@ def test_the_rest_of_a_refused_upload_is_not_waited_for_for_ever(monkeypatch):
     assert asked.status == 413
 
 
-def test_who_expects_a_word_before_its_body_is_refused_without_it():
+def test_who_expects_a_word_before_its_body_is_refused_and_may_send_it_all_the_same():
     headers = {"expect": "100-continue", "content-length": "5"}
     asked, _ = answer_to(lambda: Client(b"12345", headers=headers), max_request_size=4)
-    assert (asked.status, asked.received) == (413, 0)
+    # Read and dropped after the answer, when that is no leave to send any more: some do not wait for a word.
+    assert (asked.status, asked.received) == (413, 1)
+
+
+def test_a_path_has_one_spelling():
+    asked, broker = answer_to(lambda: Client(b"x", path="/%69nference"))
+    assert (asked.status, asked.text) == (404, "not found")
+    assert broker.submits == []
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
@@ -494,7 +502,7 @@ def test_a_client_may_not_ask_for_more(wanted):
     assert 50_000 < broker.rows[0][3] <= 60_000
 
 
-@pytest.mark.parametrize("bad", ["", "soon", "-1", "0", "nan", "1s"])
+@pytest.mark.parametrize("bad", ["", "soon", "-1", "0", "nan", "1s", "1_0"])
 def test_a_request_timeout_that_is_no_number_is_400_and_says_so(bad):
     asked, broker = answer_to(lambda: Client(b"x", headers={"x-request-timeout": bad}))
     assert asked.status == 400

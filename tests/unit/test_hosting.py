@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from zmesh.addresses import listen
 from zmesh.config import Plan, RoutePlan, StagePlan
 from zmesh.errors import StartError
-from zmesh.hosting import Signals, announcement, chosen_stages, curl_data, listen
+from zmesh.hosting import Signals, announcement, chosen_stages, curl_data
 from zmesh.processes import OutOfMemoryKills, signal_name
 
 DECODE = StagePlan(

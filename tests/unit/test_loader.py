@@ -72,7 +72,7 @@ def test_a_future_import_of_ours_does_not_change_the_file(write: Write):
 
 
 def test_a_file_that_is_not_there_is_one_sentence(tmp_path: Path):
-    with pytest.raises(AppError, match=r"^there is no file .*app\.py$"):
+    with pytest.raises(AppError, match=r"^there is no file .*app\.py; name the Python file that makes the Server$"):
         run_as_main(str(tmp_path / "app.py"))
     with pytest.raises(AppError, match="is a directory; name the Python file in it"):
         run_as_main(str(tmp_path))

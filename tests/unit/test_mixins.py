@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zmesh import mixins
+from zmesh import mixin, mixins
 from zmesh.errors import DecodingError, EncodingError
 from zmesh.mixins import MsgpackMixin
 from zmesh.worker import Worker
@@ -77,3 +77,11 @@ def test_every_name_of_the_package_loads_and_no_other_does():
 def test_importing_the_package_loads_no_mixin():
     code = "import sys, zmesh.mixins; print([name for name in sys.modules if 'mixins.' in name or 'msgpack' in name])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_mosecs_name_for_the_package_gives_the_same_and_loads_no_more():
+    assert mixin.MsgpackMixin is MsgpackMixin and "MsgpackMixin" in dir(mixin)
+    code = "import sys, zmesh.mixin; print([name for name in sys.modules if 'mixins' in name or 'msgpack' in name])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        from zmesh.mixin import Nothing  # noqa: F401

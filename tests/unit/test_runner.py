@@ -116,6 +116,14 @@ def test_a_stage_without_batching_gets_the_item_itself(run):
     assert worker.calls == [5]
 
 
+@pytest.mark.parametrize(("most", "calls"), [(2, [[1, 2], [3, 4], [5]]), (1, [1, 2, 3, 4, 5])])
+def test_a_batch_larger_than_this_worker_takes_is_run_in_parts(run, most, calls):
+    """Batch settings may differ while a new version of the app is rolled out over several hosts."""
+    worker = Squares(max_batch_size=most)
+    assert outcome(run(worker, bodies(1, 2, 3, 4, 5)), 5) == oks(1, 4, 9, 16, 25)
+    assert worker.calls == calls
+
+
 def test_codecs_follow_the_place_on_the_route(run):
     class Spelled(Squares):
         deserialize = staticmethod(int)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from zmesh.stage import Stage, make_worker
+from zmesh.stage import Stage, make_worker, warm_up
 from zmesh.worker import SSEWorker, Worker
 
 
@@ -98,8 +98,9 @@ def test_a_wrong_setting_is_refused_in_one_sentence(settings: dict[str, Any], er
 @pytest.mark.parametrize(
     ("worker", "words"),
     [
-        (Echo(), "a stage needs a subclass of zmesh.Worker, not <"),
-        (int, "a stage needs a subclass of zmesh.Worker, not <class 'int'>"),
+        (Echo(), "a stage takes the class itself: write Echo, not Echo()"),
+        ("Echo", "a stage needs a subclass of zmesh.Worker, not 'Echo'"),
+        (int, "int is not a worker; make it a subclass of zmesh.Worker"),
         (Unfinished, "Unfinished cannot be run: it does not define forward"),
     ],
 )
@@ -128,6 +129,13 @@ def test_a_worker_knows_its_place_in_its_init():
     assert worker.seen == []
 
 
+def warm(worker_class: type[Remembering], max_batch_size: int) -> list[Any]:
+    worker = make_worker(worker_class, "echo", 1, max_batch_size)
+    assert worker.seen == []
+    warm_up(worker)
+    return worker.seen
+
+
 @pytest.mark.parametrize(
     ("example", "max_batch_size", "seen"),
     [("x", 1, ["x"]), ("x", 8, [["x"]]), (["x", "y"], 8, [["x", "y"]]), (["x"], 1, [["x"]]), (0, 1, [0])],
@@ -137,7 +145,7 @@ def test_a_worker_is_warmed_up_by_its_example(example: Any, max_batch_size: int,
         pass
 
     Warm.example = example
-    assert make_worker(Warm, "echo", 1, max_batch_size).seen == seen
+    assert warm(Warm, max_batch_size) == seen
 
 
 def test_many_examples_go_before_one():
@@ -145,7 +153,7 @@ def test_many_examples_go_before_one():
         example = "no"
         multi_examples = ("a", ["b"])
 
-    assert make_worker(Warm, "echo", 1, 4).seen == [["a"], ["b"]]
+    assert warm(Warm, 4) == [["a"], ["b"]]
 
 
 def test_an_example_made_in_init_counts():
@@ -154,7 +162,7 @@ def test_an_example_made_in_init_counts():
             super().__init__()
             self.example = self.max_batch_size * "x"
 
-    assert make_worker(Warm, "echo", 1, 1).seen == ["x"]
+    assert warm(Warm, 1) == ["x"]
 
 
 def test_a_warm_up_that_fails_is_a_start_that_fails():
@@ -165,4 +173,4 @@ def test_a_warm_up_that_fails_is_a_start_that_fails():
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        make_worker(Cold, "echo", 1, 1)
+        warm(Cold, 1)

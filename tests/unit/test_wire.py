@@ -21,7 +21,7 @@ from zmesh.wire import decode, encode, to_json
 
 GOLDEN = Path(__file__).with_name("golden_frames.json")
 LIMITS = Limits()
-LARGE = wire.FRAME_PAYLOAD_BYTES_MIN
+LARGE = say.OWN_FRAME_BYTES
 PEER, BROKER = bytes(range(16)), bytes(range(16, 32))
 SESSION = 0xFEDCBA9876543210
 
@@ -40,7 +40,7 @@ EXAMPLES: list[say.Message] = [
     say.Hello(
         versions=[1, 2], role=say.Role.WORKER, peer=PEER, connection=3, host="höst", pid=4242, fingerprint="f00d",
         stage="Preprocess", worker_id=2, max_batch_size=8, concurrency=2, running=[7], waiting=[8, 9], answered=[6],
-        epoch=77,
+        epoch=77, shape="[[], []]",
     ),
     say.Welcome(
         version=1, broker=BROKER, epoch=77, session=SESSION, heartbeat_ms=1000, dead_ms=5000, frame_bytes_max=1 << 26,

@@ -148,7 +148,11 @@ def test_a_result_that_contains_itself_or_is_too_deep_is_an_encoding_error(echo)
 
 
 JSON_LIKE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters()),
     lambda inner: (
         st.lists(inner)
         | st.tuples(inner)

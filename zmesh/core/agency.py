@@ -2,7 +2,8 @@
 
 An agent says HELLO until it is welcome, then how its workers are, every heartbeat. That a worker exited is said at
 once, and again with every heartbeat and to every new broker until an ACK names it: for the broker it is the one proof
-of a death. Nothing here is ever final; an agent that is refused says why and tries again.
+of a death. An agent that no broker ever welcomed ends when it is refused for good; one that was welcome before says why
+it is refused and tries again.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import TypeAlias
 
 from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState
-from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.difference import shape_for_hello
+from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
+from zmesh.core.parts import tail
 from zmesh.messages import (
+    LONG_TEXT_BYTES_MAX,
     PROTOCOL_VERSION,
     Ack,
     Exited,
@@ -24,7 +28,6 @@ from zmesh.messages import (
     Kill,
     PeerId,
     Refuse,
-    RefuseCode,
     Role,
     SessionId,
     Welcome,
@@ -58,14 +61,16 @@ class End:
 
 
 AgentEvent: TypeAlias = Started | Heard | LinkLost | Tick | WorkerGone
-AgentEffect: TypeAlias = Transmit | Reconnect | Report | Beat | End
+AgentEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Beat | End
 
 
 class AgentLink:
     """A pure state machine like `Link` and `Session`; `handle` is its one door."""
 
-    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits) -> None:
-        self._hello = Hello([PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint)
+    def __init__(self, peer: PeerId, host: str, pid: int, fingerprint: str, limits: Limits, *, shape: str = "") -> None:
+        self._hello = Hello(
+            [PROTOCOL_VERSION], Role.AGENT, peer, 0, host, pid, fingerprint, shape=shape_for_hello(shape)
+        )
         self._contact = Contact(limits)
         self._exits: dict[PeerId, Exited] = {}  # not yet acknowledged, in the order they happened
         self._effects: list[AgentEffect] = []
@@ -76,26 +81,36 @@ class AgentLink:
         wake = self._contact.wakeup()
         return None if wake == inf else wake
 
+    @property
+    def joined(self) -> bool:
+        return self._contact.joined
+
+    @property
+    def epoch(self) -> int:
+        """Of the broker that last welcomed it; 0 before."""
+        return self._contact.epoch
+
     def heartbeat(self, workers: list[WorkerBeat]) -> Heartbeat:
         return Heartbeat(self._contact.epoch, 0, workers)
 
     def handle(self, *events: AgentEvent, now: float) -> list[AgentEffect]:
         """Take what happened, in order, and return what must be done, in order."""
-        self._contact.turn(now)
+        contact = self._contact
+        contact.turn(now)
         for event in events:
             match event:
                 case Started():
-                    self._contact.start(now)
+                    contact.start(now)
                 case Heard(session, message):
                     self._hear(session, message, now)
                 case WorkerGone(exited):
                     self._note(exited)
                 case LinkLost():
-                    self._lose(0.0)
+                    self._effects += contact.lose(0.0)
                 case _:
                     pass  # a Tick
-        if self._contact.is_silent(now):
-            self._lose(0.0)
+        if contact.is_silent(now):
+            self._effects += contact.lose(0.0)
         return self._hand_out(now)
 
     def _hear(self, session: SessionId, message: object, now: float) -> None:
@@ -110,21 +125,18 @@ class AgentLink:
                     self._exits.pop(peer, None)
             case Kill() if ours:
                 self._effects.append(End(message))
-            case Refuse(code=RefuseCode.UNKNOWN_PEER):
-                self._lose(0.0)
-            case Refuse(text=text, retry_after_ms=retry_after_ms):
-                self._effects.append(Report("error", f"the broker refuses this agent: {text}"))
-                self._lose(retry_after_ms / 1000 or contact.heartbeat_seconds)
+            case Refuse() as refuse:
+                self._effects += contact.refused(refuse, "agent")
             case _:
                 pass  # a sign of life
 
     def _note(self, exited: Exited) -> None:
+        exited = replace(exited, reason=tail(exited.reason, LONG_TEXT_BYTES_MAX))
         if len(self._exits) >= EXITS_MAX:
-            del self._exits[next(iter(self._exits))]
+            oldest = next(iter(self._exits))
+            del self._exits[oldest]
+            self._unsaid.pop(oldest, None)
         self._exits[exited.peer] = self._unsaid[exited.peer] = exited
-
-    def _lose(self, again_after: float) -> None:
-        self._effects += self._contact.lose(again_after)
 
     def _hand_out(self, now: float) -> list[AgentEffect]:
         contact = self._contact

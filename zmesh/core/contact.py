@@ -12,12 +12,14 @@ from math import inf
 
 from zmesh import messages
 from zmesh.config import Limits
-from zmesh.core.effects import Reconnect
-from zmesh.messages import Payload, SessionId
+from zmesh.core.effects import Leave, Reconnect, Report
+from zmesh.core.parts import parts
+from zmesh.messages import Payload, RefuseCode, SessionId
 
-__all__ = ["OWN_FRAME_BYTES", "STEPS", "Contact", "ContactState", "Step"]
+__all__ = ["STEPS", "Contact", "ContactState", "Step"]
 
-OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and does not count as inline
+FINAL = frozenset({RefuseCode.VERSION, RefuseCode.ROLE, RefuseCode.FINGERPRINT, RefuseCode.KEY})
+BACK_OFF_FACTOR_MAX = 16
 
 
 class ContactState(Enum):
@@ -53,11 +55,14 @@ class Contact:
         self.heartbeat_seconds, self.dead_seconds = limits.heartbeat_seconds, limits.dead_seconds
         self.rows_max, self.inline_bytes_max = limits.message_rows_max, limits.message_inline_bytes_max
         self.frame_bytes_max = limits.frame_bytes_max
+        self.was_joined = False  # ever
+        self._back_off = 1  # by how much the next wait after a final no is longer
         self.speak_at = inf  # when the next HELLO, or the next sign of life, is due
         self.heard_at = self._turned_at = -inf
 
     def step(self, step: Step) -> None:
-        self.state = STEPS[step][self.state]
+        if self.state is not ContactState.LEFT:  # whatever comes after the end
+            self.state = STEPS[step][self.state]
 
     @property
     def joined(self) -> bool:
@@ -81,6 +86,7 @@ class Contact:
         self.step(Step.WELCOMED)
         if repeated or not self.joined:
             return False
+        self.was_joined, self._back_off = True, 1
         self.epoch, self.session = welcome.epoch, welcome.session
         self.heartbeat_seconds, self.dead_seconds = welcome.heartbeat_ms / 1000, welcome.dead_ms / 1000
         self.rows_max, self.inline_bytes_max = max(1, welcome.message_rows_max), welcome.message_inline_bytes_max
@@ -90,30 +96,41 @@ class Contact:
 
     def lose(self, again_after: float) -> list[Reconnect]:
         """The socket is of no use any more: ask for another one, unless that was done."""
-        asked = self.state is ContactState.AWAY
+        asked = self.state in (ContactState.AWAY, ContactState.LEFT)
         self.step(Step.LOST)
         self.session = SessionId(0)
         return [] if asked else [Reconnect(again_after)]
+
+    def refused(self, refuse: messages.Refuse, who: str) -> list[Report | Reconnect | Leave]:
+        """What a gateway or an agent does about a no.
+
+        A program that no broker ever welcomed ends with a no that will not change: its version, app, key or role is
+        wrong, and somebody has to look at it. One that was welcome before tries again, ever more rarely: the broker may
+        have been replaced by a wrong one, and is put back.
+        """
+        if refuse.code is RefuseCode.UNKNOWN_PEER or self.state is ContactState.LEFT:
+            return [*self.lose(0.0)]
+        wait = refuse.retry_after_ms / 1000 or self.heartbeat_seconds
+        if refuse.code in FINAL:
+            if not self.was_joined:
+                self.step(Step.LEFT)
+                return [Leave(refuse.text, 1)]
+            wait *= self._back_off
+            self._back_off = min(2 * self._back_off, BACK_OFF_FACTOR_MAX)
+        return [Report("error", f"the broker refuses this {who}: {refuse.text}"), *self.lose(wait)]
 
     def spoke(self, now: float) -> None:
         self.speak_at = now + self.heartbeat_seconds
 
     def is_silent(self, now: float) -> bool:
-        return self.state is not ContactState.AWAY and now >= self.heard_at + self.dead_seconds
+        return self._is_talking() and now >= self.heard_at + self.dead_seconds
 
     def wakeup(self) -> float:
-        return inf if self.state is ContactState.AWAY else min(self.speak_at, self.heard_at + self.dead_seconds)
+        return min(self.speak_at, self.heard_at + self.dead_seconds) if self._is_talking() else inf
+
+    def _is_talking(self) -> bool:
+        return self.state in (ContactState.GREETING, ContactState.JOINED)
 
     def parts(self, payloads: Sequence[Payload]) -> list[slice]:
-        """Cut rows into messages within the limits of rows and of inline bytes, in order; at least one row in each."""
-        if len(payloads) <= self.rows_max and sum(map(len, payloads)) <= self.inline_bytes_max:
-            return [slice(0, len(payloads))]
-        parts = []
-        start = inline = 0
-        for row, payload in enumerate(payloads):
-            size = len(payload) if len(payload) < OWN_FRAME_BYTES else 0
-            if row > start and (row - start >= self.rows_max or inline + size > self.inline_bytes_max):
-                parts.append(slice(start, row))
-                start, inline = row, 0
-            inline += size
-        return [*parts, slice(start, len(payloads))]
+        """Cut rows into messages that the broker takes, in order."""
+        return parts(payloads, self.rows_max, self.inline_bytes_max)

@@ -12,6 +12,7 @@ from random import Random
 from typing import Protocol, TypeVar
 
 from zmesh.config import Limits, Plan
+from zmesh.core.difference import difference
 from zmesh.core.effects import DispatcherEffect, Report, Send
 from zmesh.core.events import Address, BatchFinished, PeerGreeted, PeerUnreachable, SendFailed
 from zmesh.core.peers import Gateway, Peer
@@ -31,6 +32,7 @@ __all__ = ["Directory"]
 
 P = TypeVar("P", bound=Peer)
 CLOSED_MAX = 1024  # closed sessions of workers whose late results are still taken
+GIVEN_UP_MAX = 1024  # processes that went silent and may come back
 STRUCK_MAX = 1024  # addresses whose strikes are remembered
 
 
@@ -57,6 +59,7 @@ class Directory:
         self._by_address: dict[Address, Peer] = {}
         self._by_peer: dict[PeerId, Peer] = {}
         self._closed: OrderedDict[SessionId, Worker] = OrderedDict()
+        self._given_up: OrderedDict[PeerId, None] = OrderedDict()
         self._strikes: OrderedDict[Address, deque[float]] = OrderedDict()
 
     def known(self, event: Said, kind: type[P], now: float) -> P | None:
@@ -82,6 +85,9 @@ class Directory:
 
     def at(self, address: Address) -> Peer | None:
         return self._by_address.get(address)
+
+    def gateways(self) -> list[Gateway]:
+        return [peer for peer in self.sessions.values() if isinstance(peer, Gateway)]
 
     def worker_of(self, peer: PeerId) -> Worker | None:
         """The open session of that process, if it is a worker's."""
@@ -111,6 +117,8 @@ class Directory:
                 peer = Worker(session, address, hello, self._stages[hello.stage], now)
             case Role.GATEWAY:
                 peer = Gateway(session, address, hello, now)
+                peer.was_given_up = hello.peer in self._given_up
+                self._given_up.pop(hello.peer, None)
             case _:
                 peer = Peer(session, address, hello, now)
         if former is not None:
@@ -129,6 +137,12 @@ class Directory:
             self._closed[peer.session] = peer
             while len(self._closed) > CLOSED_MAX:
                 self._closed.popitem(last=False)
+
+    def give_up(self, peer: Peer) -> None:
+        """We stop waiting for this process; if it is there all the same, we have forgotten what it had asked for."""
+        self._given_up[peer.peer] = None
+        while len(self._given_up) > GIVEN_UP_MAX:
+            self._given_up.popitem(last=False)
 
     def strike(self, address: Address, reason: str, now: float) -> None:
         """Something from there broke the protocol."""
@@ -169,14 +183,16 @@ class Directory:
         if (hello.role is Role.WORKER) != (address[0] > 0):
             return RefuseCode.ROLE, f"a {hello.role.name.lower()} does not speak on this socket"
         if hello.role is Role.GATEWAY and any(
-            isinstance(peer, Gateway) and peer.peer[:4] == hello.peer[:4] and peer.peer != hello.peer
-            for peer in self.sessions.values()
+            peer.peer[:4] == hello.peer[:4] and peer.peer != hello.peer for peer in self.gateways()
         ):
             return RefuseCode.ERROR, "another gateway has the same task ids; draw another peer id"
+        if hello.role is not Role.ADMIN and hello.fingerprint != self._plan.fingerprint:
+            return RefuseCode.FINGERPRINT, difference(self._plan.shape, hello.shape, hello.role)
         if hello.role is Role.WORKER and self._stages.get(hello.stage) != address[0] - 1:
-            return RefuseCode.STAGE, f"stage {hello.stage!r} is not served here; known are {', '.join(self._stages)}"
-        if hello.role in (Role.WORKER, Role.GATEWAY) and hello.fingerprint != self._plan.fingerprint:
-            return RefuseCode.FINGERPRINT, "the app here is another one: its stages, routes or codecs differ"
+            return (
+                RefuseCode.STAGE,
+                f"stage {hello.stage[:60]!r} is not served here; known are {', '.join(self._stages)}",
+            )
         return None
 
     def _welcome(self, peer: Peer) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from zmesh.config import Limits, Plan
-from zmesh.core import events, intake, outcomes, presence
+from zmesh.core import events, intake, outcomes, presence, silence
 from zmesh.core.effects import DispatcherEffect
 from zmesh.core.events import DispatcherEvent
 from zmesh.core.mesh import Mesh
@@ -40,7 +40,8 @@ HANDLERS: Mapping[type, Callable[..., None]] = {
     events.StatsAsked: presence.on_stats_asked,
     events.DrainAsked: presence.on_drain_asked,
     events.MessageBroken: presence.on_message_broken,
-    events.Stalled: presence.on_stalled,
+    events.ConnectionLost: silence.on_connection_lost,
+    events.Stalled: silence.on_stalled,
 }
 TOO_LATE = b"no answer before the deadline"
 
@@ -48,8 +49,9 @@ TOO_LATE = b"no answer before the deadline"
 class Dispatcher:
     """Changed only by `handle`; touches no I/O. `mesh` is for reading."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float) -> None:
-        self.mesh = Mesh(plan, limits, random, now)
+    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, *, host: str = "") -> None:
+        """`host` is this broker's, as workers name theirs in HELLO; without it all count as near."""
+        self.mesh = Mesh(plan, limits, random, now, host)
         self._sweep_at = now + limits.heartbeat_seconds
 
     def handle(self, *events: DispatcherEvent, now: float) -> list[DispatcherEffect]:
@@ -66,10 +68,14 @@ class Dispatcher:
             else:
                 handler(mesh, event)
         while mesh.exiting and mesh.exiting[0][0] <= now:
-            presence.end_worker(mesh, mesh.exiting.popleft()[1])
+            ends_at, worker = mesh.exiting.popleft()
+            if worker.ends_at == ends_at:  # else it was put off
+                presence.end_worker(mesh, worker)
         if now >= self._sweep_at:
             self._sweep_at = now + mesh.limits.heartbeat_seconds
-            presence.sweep(mesh)
+            silence.sweep(mesh)
+        if mesh.probes:
+            silence.probe(mesh)
         for stage in mesh.stages:
             if stage.wake is not None and stage.wake <= now:
                 mesh.awaken(stage)
@@ -80,9 +86,7 @@ class Dispatcher:
                 presence.give_up(mesh, stage, stage.failing)
         mesh.awake.clear()
         for gateway in mesh.owed.values():
-            reply = gateway.settle()
-            if reply is not None:
-                mesh.tell(gateway, reply)
+            mesh.settle(gateway)
         mesh.owed.clear()
         effects = mesh.effects.copy()
         mesh.effects.clear()
@@ -96,7 +100,7 @@ class Dispatcher:
                 wakeup = stage.wake
         if self.mesh.exiting and self.mesh.exiting[0][0] < wakeup:
             wakeup = self.mesh.exiting[0][0]
-        return wakeup
+        return min(wakeup, *self.mesh.probes.values()) if self.mesh.probes else wakeup
 
     def story(self, task: TaskId) -> list[str]:
         """The last steps of a task that are still remembered, oldest first."""
@@ -152,6 +156,5 @@ class Dispatcher:
             [task.payload for task in batch],
             contexts if any(contexts) else None,
         )
-        acks, worker.acks = worker.acks, []
         mesh.remember("leased to", f"{stage.plan.name}/{worker.worker_id}", columns.ids)
-        mesh.tell(worker, Tasks(lease.id, columns, acks))
+        mesh.tell(worker, Tasks(lease.id, columns, worker.take_acks()))

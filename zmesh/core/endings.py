@@ -53,13 +53,13 @@ def end_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
             _blame(mesh, stage, task, alone=lease.left == 1)
         elif _may_return(mesh, stage, task):
             back.append(task)
-    _return(stage, back)
+    _return(mesh, stage, back)
     _retire(mesh, stage, lease)
 
 
 def unmake_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """The batch never arrived; what its worker was granted for it is the caller's to give back."""
-    _return(stage, [task for _, task in _open_rows(lease) if _may_return(mesh, stage, task)])
+    _return(mesh, stage, [task for _, task in _open_rows(lease) if _may_return(mesh, stage, task)])
     _retire(mesh, stage, lease)
 
 
@@ -68,7 +68,7 @@ def hedge_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     rows = [task for _, task in _open_rows(lease) if not task.hedged]
     for task in rows:
         task.hedged = True
-    _return(stage, rows)
+    _return(mesh, stage, rows)
 
 
 def _may_have_run(lease: Lease) -> bool:
@@ -102,7 +102,7 @@ def _may_return(mesh: Mesh, stage: StageRecord, task: Task) -> bool:
     return False
 
 
-def _return(stage: StageRecord, tasks: list[Task]) -> None:
+def _return(mesh: Mesh, stage: StageRecord, tasks: list[Task]) -> None:
     suspects = [task for task in tasks if task.deaths]
     for task in tasks:
         task.take(Step.BLAME if task.deaths else Step.RETURN)
@@ -110,7 +110,8 @@ def _return(stage: StageRecord, tasks: list[Task]) -> None:
         task.attempt += 1
     stage.leased -= len(tasks)
     stage.counts.returned += len(tasks)
-    stage.queue.push_front([task for task in tasks if not task.deaths])
+    innocents = [task for task in tasks if not task.deaths]
+    stage.queue.push_front(mesh.not_held(stage, innocents) if mesh.held else innocents)
     for task in suspects:
         stage.queue.push_suspect(task)
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Address",
     "BatchFinished",
+    "ConnectionLost",
     "CreditGranted",
     "DispatcherEvent",
     "DrainAsked",
@@ -149,6 +150,13 @@ class PeerUnreachable:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """One of the connections of this socket (numbered as in `Address`) ended, and nobody can say whose it was."""
+
+    socket: int
+
+
+@dataclass(frozen=True, slots=True)
 class SendFailed:
     """This message was parked for a peer that does not read, and given up."""
 
@@ -225,6 +233,7 @@ DispatcherEvent: TypeAlias = (
     | StatsAsked
     | MessageBroken
     | PeerUnreachable
+    | ConnectionLost
     | SendFailed
     | Stalled
     | Tick

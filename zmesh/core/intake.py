@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container
 
 from zmesh.core.admission import shed_reason
 from zmesh.core.events import TasksCancelled, TasksSubmitted
 from zmesh.core.mesh import Mesh
+from zmesh.core.parts import lists
 from zmesh.core.peers import Gateway
 from zmesh.core.tasks import Route, Step, Task
 from zmesh.core.workers import Worker
@@ -15,6 +16,7 @@ from zmesh.messages import Cancel, SessionId, Status, Submit, TaskId
 __all__ = ["cancel", "on_tasks_cancelled", "on_tasks_submitted"]
 
 AGAIN_AFTER_MS = "100"
+NOBODY: frozenset[TaskId] = frozenset()
 
 
 def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
@@ -22,35 +24,47 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
     if gateway is None:
         return
     submit = event.message
+    mesh.acknowledge(gateway, submit.handled)
     mesh.owed[gateway.session] = gateway
+    # These answers were said in this session already, or will be, so nothing is said twice here.
+    answered = gateway.answered() if submit.again else NOBODY
+    is_in_doubt = submit.again and gateway.was_given_up  # it may have run already
+    if submit.all:
+        gateway.was_given_up = False
     route = mesh.routes.get(submit.route)
     if route is None:
-        _refuse(mesh, gateway, submit.columns.ids, Status.INTERNAL, f"the broker knows no route {submit.route}")
+        _refuse(mesh, gateway, submit, answered, Status.INTERNAL, f"the broker knows no route {submit.route}")
         return
     failing = next((text for index in route.stages if (text := mesh.stages[index].failing)), None)
     if failing is not None:
-        _refuse(mesh, gateway, submit.columns.ids, Status.UNAVAILABLE, failing)
-    elif mesh.draining and not submit.again:
-        _refuse(mesh, gateway, submit.columns.ids, Status.AGAIN, AGAIN_AFTER_MS)
+        _refuse(mesh, gateway, submit, answered, Status.UNAVAILABLE, failing)
+    elif is_in_doubt and not all(mesh.stages[index].plan.retry for index in route.stages):
+        _refuse(mesh, gateway, submit, answered, Status.INTERNAL, "outcome unknown")
+    elif mesh.drain is not None:
+        _refuse(mesh, gateway, submit, answered, Status.AGAIN, AGAIN_AFTER_MS)
     else:
-        _admit(mesh, gateway, route, submit)
+        _admit(mesh, gateway, route, submit, answered)
 
 
-def _refuse(mesh: Mesh, gateway: Gateway, ids: Iterable[TaskId], status: Status, text: str) -> None:
-    for task_id in ids:
-        if task_id not in mesh.tasks:
-            gateway.refuse(task_id, status, text)
+def _refuse(
+    mesh: Mesh, gateway: Gateway, submit: Submit, answered: Container[TaskId], status: Status, text: str
+) -> None:
+    for task_id, left in zip(submit.columns.ids, submit.columns.remaining_ms, strict=True):
+        if task_id not in mesh.tasks and task_id not in answered:
+            gateway.refuse(task_id, status, text, mesh.now + left / 1000)
 
 
-def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit) -> None:
+def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered: Container[TaskId]) -> None:
     stage, columns, now, tasks = mesh.stages[route.stages[0]], submit.columns, mesh.now, mesh.tasks
     contexts = columns.contexts or [None] * len(columns.ids)
     admitted: list[Task] = []
     tasks_waiting, bytes_waiting = stage.queue.waiting + stage.queue.suspects, stage.queue.bytes
+    if gateway.session in mesh.held:  # what is held back takes no room from other gateways
+        tasks_waiting, bytes_waiting = tasks_waiting + stage.queue.held, bytes_waiting + stage.queue.held_bytes
     for task_id, left, kind, payload, context in zip(
         columns.ids, columns.remaining_ms, columns.kinds, columns.payloads, contexts, strict=True
     ):
-        if task_id in tasks:
+        if task_id in tasks or task_id in answered:
             continue  # submitted before: SUBMIT is idempotent
         size = len(payload)
         if not submit.again:
@@ -58,7 +72,7 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit) -> None:
             reason = shed_reason(mesh.limits, name, tasks_waiting, bytes_waiting, len(tasks), mesh.task_bytes, size)
             if reason is not None:
                 stage.counts.shed += 1
-                gateway.refuse(task_id, Status.SHED, reason)
+                gateway.refuse(task_id, Status.SHED, reason, now + left / 1000)
                 continue
         task = Task(task_id, route, gateway, payload, kind, now + left / 1000, now, context)
         tasks[task_id] = task
@@ -74,6 +88,7 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit) -> None:
 def on_tasks_cancelled(mesh: Mesh, event: TasksCancelled) -> None:
     gateway = mesh.directory.known(event, Gateway, mesh.now)
     if gateway is not None:
+        mesh.acknowledge(gateway, event.message.handled)
         tasks = [task for task_id in event.message.ids if (task := mesh.tasks.get(task_id)) is not None]
         cancel(mesh, [task for task in tasks if task.gateway is gateway], event.message.reason)
 
@@ -90,6 +105,7 @@ def cancel(mesh: Mesh, tasks: list[Task], reason: str) -> None:
         mesh.close(task, Step.CANCEL)
         stage.queue.sweep()
     for worker, ids in holders.values():
-        mesh.tell(worker, Cancel(ids, reason))
+        for part in lists(ids, mesh.limits.message_rows_max):
+            mesh.tell(worker, Cancel(part, reason))
     if tasks:
         mesh.remember("cancelled:", reason, [task.id for task in tasks])

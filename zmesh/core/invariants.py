@@ -23,8 +23,11 @@ def check(dispatcher: Dispatcher) -> None:
         _check_queue(mesh, stage)
         for worker in stage.crew.workers.values():
             _check_worker(mesh, stage, worker)
+    assert all(due <= mesh.now + mesh.limits.probe_seconds for due in mesh.probes.values()), "a probe is put off"
+    assert [at for at, _ in mesh.exiting] == sorted(at for at, _ in mesh.exiting), "ends out of order"
     _check_leases(mesh)
     _check_tasks(mesh)
+    _check_answers(mesh)
 
 
 def _check_queue(mesh: Mesh, stage: StageRecord) -> None:
@@ -32,7 +35,11 @@ def _check_queue(mesh: Mesh, stage: StageRecord) -> None:
     assert len(living) == len({task.id for task in living}), f"{stage.plan.name}: a task waits twice"
     assert stage.queue.waiting == sum(t.state is TaskState.QUEUED for t in living), f"{stage.plan.name}: waiting"
     assert stage.queue.suspects == sum(t.state is TaskState.SUSPECT for t in living), f"{stage.plan.name}: suspects"
-    assert stage.queue.bytes == sum(task.size for task in living), f"{stage.plan.name}: queued bytes"
+    held = [task for task in living if task.state is TaskState.HELD]
+    assert stage.queue.held == len(held), f"{stage.plan.name}: held"
+    assert stage.queue.held_bytes == sum(task.size for task in held), f"{stage.plan.name}: held bytes"
+    free = [task for task in living if task.state is not TaskState.HELD]
+    assert stage.queue.bytes == sum(task.size for task in free), f"{stage.plan.name}: queued bytes"
     assert all(task.id in mesh.tasks for task in living), f"{stage.plan.name}: a waiting task is unknown"
     assert stage.failing is None or not stage.crew.ready(), f"{stage.plan.name}: failing with workers that are ready"
 
@@ -42,6 +49,8 @@ def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:
     assert worker.session in mesh.directory.sessions, f"{name}: at work without a session"
     assert worker.presence is not Presence.GONE, f"{name}: gone and still at work"
     assert worker.credit >= 0, f"{name}: above its credit"
+    ends = worker.presence in (Presence.LOST, Presence.EXITING)
+    assert ends == ((worker.ends_at, worker) in mesh.exiting), f"{name}: its end is settled or not"
     usable = worker.presence is Presence.READY and worker.credit > 0
     assert (worker.session in crew.idle) == (usable and not worker.leases), f"{name}: idle or not"
     assert (worker.session in crew.busy) == bool(worker.leases), f"{name}: busy or not"
@@ -88,3 +97,21 @@ def _check_leased(mesh: Mesh, task: Task, story: str) -> None:
     assert lease.worker.stage == task.stage, f"task {task.id:x} is leased at another stage: {story}"
     rows = [row for row, held in enumerate(lease.tasks) if held is task]
     assert len(rows) == 1 and not lease.answered[rows[0]], f"task {task.id:x}: its row is answered: {story}"
+
+
+def _check_answers(mesh: Mesh) -> None:
+    """What a gateway did not acknowledge is counted, and above the bound nothing of its own is leased."""
+    for gateway in mesh.directory.gateways():
+        kept = gateway.kept
+        name, numbers = f"gateway {gateway.session:x}", [one.reply.number for one in kept.said]
+        assert numbers == sorted(set(numbers)), f"{name}: kept answers out of order"
+        assert not numbers or numbers[-1] <= gateway.number, f"{name}: an answer was never said"
+        assert kept.bytes == sum(one.bytes for one in (*kept.said, *kept.unsaid)), f"{name}: bytes of kept answers"
+        if kept.bytes > mesh.limits.answer_bytes_max:
+            assert gateway.session in mesh.held, f"{name}: too many answers, and its tasks are leased"
+    for session in mesh.held:
+        assert session in mesh.directory.sessions, f"held back for the gateway {session:x}, which is gone"
+    for task in mesh.tasks.values():
+        held = task.gateway.session in mesh.held
+        assert not (held and task.state is TaskState.QUEUED), f"task {task.id:x} may be leased, its gateway is full"
+        assert held or task.state is not TaskState.HELD, f"task {task.id:x} is held back for nothing"

@@ -13,6 +13,8 @@ The same Link serves a broker behind a socket and one in the same process.
 * A new session in the same epoch submits everything again as well: what was on its way when the connection broke is
   lost, and SUBMIT is idempotent by task id.
 * AGAIN gives a request back: no broker holds it until it is submitted again.
+* The broker keeps its answers until it hears the number of the last REPLY that was handled. Whatever is said carries
+  it; when many bytes are kept for that alone, it is said at once.
 * Deadlines are not in a heap. `_earliest` is a lower bound of all of them; once it is reached, the table is scanned.
 """
 
@@ -27,9 +29,12 @@ from random import Random
 from zmesh import messages
 from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState
+from zmesh.core.difference import shape_for_hello
 from zmesh.core.effects import Answer, LinkEffect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started
-from zmesh.messages import Columns, Context, Message, Payload, PeerId, RefuseCode, SessionId, State, Status, TaskId
+from zmesh.core.parts import lists
+from zmesh.core.replies import reply_bytes
+from zmesh.messages import Columns, Context, Message, Payload, PeerId, SessionId, State, Status, TaskId
 
 __all__ = ["Link", "Request"]
 
@@ -78,10 +83,12 @@ class Link:
         limits: Limits,
         random: Random,
         routes: Mapping[str, int],
+        *,
+        shape: str = "",
     ) -> None:
         assert 0 <= prefix <= COUNTER_MASK, "the prefix is the high 32 bits of a task id"
         versions, role = [messages.PROTOCOL_VERSION], messages.Role.GATEWAY
-        self._hello = messages.Hello(versions, role, peer, 0, host, pid, fingerprint)
+        self._hello = messages.Hello(versions, role, peer, 0, host, pid, fingerprint, shape=shape_for_hello(shape))
         self._contact = Contact(limits)
         self._random = random
         self._prefix, self._allotted = prefix << 32, 0
@@ -89,6 +96,8 @@ class Link:
         self._states = {path: single if stages == 1 else first for path, stages in routes.items()}
         self._once: frozenset[str] = frozenset()
         self._handled = 0  # the highest REPLY number of this session
+        self._unacknowledged = 0  # bytes of answers that the broker keeps until it hears of `_handled`
+        self._acknowledge_bytes = limits.answer_bytes_max // 8
         self._planned = False  # the broker said that it will go
 
         self._table: dict[TaskId, Request] = {}
@@ -205,10 +214,11 @@ class Link:
                 self._take_answers(reply, now)
                 if event.session == self._contact.session:  # another session's number would acknowledge the unseen
                     self._handled = max(self._handled, reply.number)
+                    self._unacknowledged += reply_bytes(reply.payloads)
             case messages.Welcome() as welcome:
                 self._join(welcome, now)
             case messages.Refuse() as refuse:
-                self._take_no(refuse)
+                self._effects += self._contact.refused(refuse, "gateway")
             case messages.Drain() as drain:
                 self._planned = True
                 self._report("info", f"the broker is about to go: {drain.reason}")
@@ -242,7 +252,7 @@ class Link:
         epoch_before = self._contact.epoch
         if not self._contact.join(welcome, now):
             return
-        self._handled = 0
+        self._handled = self._unacknowledged = 0
         self._once = frozenset(welcome.once_routes)
         self._rejoined = True
         if welcome.epoch != epoch_before:
@@ -263,13 +273,6 @@ class Link:
         if orphans:
             self._report("warning", f"the broker lost its memory, with {len(orphans)} requests in it")
 
-    def _take_no(self, refuse: messages.Refuse) -> None:
-        if refuse.code == RefuseCode.UNKNOWN_PEER:
-            self._effects += self._contact.lose(0.0)
-        else:
-            self._report("error", f"the broker refuses this gateway: {refuse.text}")
-            self._effects += self._contact.lose(refuse.retry_after_ms / 1000 or self._contact.heartbeat_seconds)
-
     def _lose(self) -> None:
         """Soon after a session; after a HELLO without an answer there is nobody to hurry for."""
         longest = REJOIN_SECONDS if self._contact.joined else self._contact.heartbeat_seconds
@@ -284,7 +287,7 @@ class Link:
         if contact.joined:
             said += self._submits(now)
             said += self._cancellations()
-            if not said and now >= contact.speak_at:
+            if not said and (now >= contact.speak_at or self._unacknowledged > self._acknowledge_bytes):
                 said.append(messages.Heartbeat(contact.epoch, self._handled, []))
         elif contact.state is ContactState.GREETING and now >= contact.speak_at:
             said.append(self._hello)
@@ -292,6 +295,7 @@ class Link:
         effects, self._effects = self._effects, []
         if said:
             contact.spoke(now)
+            self._unacknowledged = 0
             effects += [Transmit(contact.session, message) for message in said]
         if self._answer.requests:
             effects.append(self._answer)
@@ -313,7 +317,7 @@ class Link:
                 groups[request.route] = group = []
             group.append(request)
         said = [
-            messages.Submit(route, self._columns(rows[part], now), is_again, False, self._handled)
+            self._submit(route, rows[part], is_again, now)
             for groups, is_again in ((again, True), (fresh, False))
             for route, rows in groups.items()
             for part in self._contact.parts([row.payload for row in rows])
@@ -338,30 +342,34 @@ class Link:
                 due.append(request)
         return due
 
-    def _columns(self, rows: list[Request], now: float) -> Columns:
-        """These rows side by side, from now on with this broker."""
-        epoch = self._contact.epoch
-        for row in rows:
-            row.sent_epoch = epoch
-            row.submissions += 1
-        contexts = [row.context for row in rows]
-        return Columns(
-            ids=[row.id for row in rows],
-            states=[self._states[rows[0].route]] * len(rows),
-            remaining_ms=[ms if (ms := int((row.deadline - now) * 1000)) > 0 else 1 for row in rows],
-            attempts=[0] * len(rows),
-            kinds=[INLINE] * len(rows),
-            payloads=[row.payload for row in rows],
-            contexts=contexts if any(contexts) else None,
-        )
+    def _submit(self, route: str, rows: list[Request], is_again: bool, now: float) -> messages.Submit:
+        columns = _columns(rows, self._states[route], self._contact.epoch, now)
+        return messages.Submit(route, columns, is_again, False, self._handled)
 
     def _cancellations(self) -> list[messages.Cancel]:
         cancels, self._cancels = self._cancels, {}
         return [
-            messages.Cancel(ids[start : start + self._contact.rows_max], reason, self._handled)
+            messages.Cancel(part, reason, self._handled)
             for reason, ids in cancels.items()
-            for start in range(0, len(ids), self._contact.rows_max)
+            for part in lists(ids, self._contact.rows_max)
         ]
+
+
+def _columns(rows: list[Request], state: int, epoch: int, now: float) -> Columns:
+    """These rows side by side, from now on with the broker of this epoch."""
+    for row in rows:
+        row.sent_epoch = epoch
+        row.submissions += 1
+    contexts = [row.context for row in rows]
+    return Columns(
+        ids=[row.id for row in rows],
+        states=[state] * len(rows),
+        remaining_ms=[ms if (ms := int((row.deadline - now) * 1000)) > 0 else 1 for row in rows],
+        attempts=[0] * len(rows),
+        kinds=[INLINE] * len(rows),
+        payloads=[row.payload for row in rows],
+        contexts=contexts if any(contexts) else None,
+    )
 
 
 def _again_seconds(payload: Payload) -> float:

@@ -1,12 +1,14 @@
 """Everything a broker knows, and the few primitive changes that keep its counts true.
 
-The mesh is the state; `intake`, `outcomes`, `endings` and `presence` say what each event does to it, and the dispatcher
-is the door through which events come. Nobody else touches it.
+The mesh is the state; `intake`, `outcomes`, `endings`, `presence` and `silence` say what each event does to it, and the
+dispatcher is the door through which events come. Nobody else touches it.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import OrderedDict, deque
+from operator import itemgetter
 from random import Random
 
 from zmesh.config import Limits, Plan
@@ -16,7 +18,7 @@ from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task, TaskState
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import LeaseId, Message, Payload, SessionId, TaskId
+from zmesh.messages import Drain, LeaseId, Message, Payload, SessionId, TaskId
 
 __all__ = ["Mesh"]
 
@@ -24,8 +26,8 @@ __all__ = ["Mesh"]
 class Mesh:
     """Mutable, owned by one dispatcher. `now` is the time of the turn in progress."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float) -> None:
-        self.plan, self.limits, self.now = plan, limits, now
+    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "") -> None:
+        self.plan, self.limits, self.now, self.host = plan, limits, now, host
         self.stages = [StageRecord(stage, index) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
@@ -35,13 +37,21 @@ class Mesh:
         self.late_leases: OrderedDict[LeaseId, Lease] = OrderedDict()  # ended, but results may still come
         self.lease_count = 0
         self.late = 0  # results that came too late to matter
-        self.draining = False
+        self.drain: Drain | None = None  # what was asked for, once it was
         self.exiting: deque[tuple[float, Worker]] = deque()  # in the order in which their grace ends
+        self.probes: dict[int, float] = {}  # sockets that lost somebody: when to ask their peers who it was
+        self.probed: dict[int, float] = {}  # when that was done last
         self.effects: list[DispatcherEffect] = []
         self.directory = Directory(plan, limits, random, self.effects)
         self.awake: dict[int, StageRecord] = {}  # stages to hand out from in this turn
         self.owed: dict[SessionId, Gateway] = {}  # gateways to reply to in this turn
+        self.held: dict[SessionId, Gateway] = {}  # gateways whose tasks are not leased, see `hold`
         self._story: deque[tuple[float, str, object, list[TaskId]]] = deque(maxlen=limits.story_steps_max)
+
+    def end_in(self, seconds: float, worker: Worker) -> None:
+        """Nothing will be expected of this worker any more after so long; what was said before does not hold."""
+        worker.ends_at = self.now + seconds
+        insort(self.exiting, (worker.ends_at, worker), key=itemgetter(0))
 
     def tell(self, peer: Peer, message: Message) -> None:
         peer.told = self.now
@@ -63,6 +73,8 @@ class Mesh:
 
     def enqueue(self, stage: StageRecord, tasks: list[Task]) -> None:
         """Tasks arrive at a stage, from a gateway or from the stage before."""
+        if self.held:
+            tasks = self.not_held(stage, tasks)
         stage.queue.push(tasks)
         stage.batcher.arrived(self.now, len(tasks))
         self.awake[stage.index] = stage
@@ -87,5 +99,50 @@ class Mesh:
         self.task_bytes -= task.size
         gateway = task.gateway
         if status is not None and gateway.session in self.directory.sessions:
-            gateway.owe(task, status, payload, kind)
+            gateway.owed.add(task, status, payload, kind)
             self.owed[gateway.session] = gateway
+
+    # Answers that a gateway did not acknowledge are never forgotten; a gateway with too many of them gets no new ones.
+
+    def settle(self, gateway: Gateway) -> None:
+        """Tell a gateway what it is owed."""
+        for reply in gateway.settle(self.limits):
+            self.tell(gateway, reply)
+        if gateway.kept.bytes > self.limits.answer_bytes_max and gateway.session not in self.held:
+            self._hold(gateway)
+
+    def acknowledge(self, gateway: Gateway, handled: int) -> None:
+        gateway.kept.acknowledge(handled)
+        if self.held:
+            self.relax(gateway)
+
+    def relax(self, gateway: Gateway) -> None:
+        """Its tasks are leased again once half the room for its answers is free."""
+        if gateway.session in self.held and gateway.kept.bytes <= self.limits.answer_bytes_max // 2:
+            self.release(gateway)
+
+    def release(self, gateway: Gateway) -> None:
+        """Nothing of this gateway is held back any more."""
+        del self.held[gateway.session]
+        for stage in self.stages:
+            tasks = stage.queue.free(gateway)
+            for task in tasks:
+                task.take(Step.FREE)
+            stage.queue.push_front(tasks)
+            self.awaken(stage)
+
+    def not_held(self, stage: StageRecord, tasks: list[Task]) -> list[Task]:
+        """Those of them that may be leased; the others are held back."""
+        self._hold_back(stage, [task for task in tasks if task.gateway.session in self.held])
+        return [task for task in tasks if task.gateway.session not in self.held]
+
+    def _hold(self, gateway: Gateway) -> None:
+        """Lease nothing of its own any more; what is with workers, and suspects, are finished."""
+        self.held[gateway.session] = gateway
+        for stage in self.stages:
+            self._hold_back(stage, stage.queue.pull(gateway))
+
+    def _hold_back(self, stage: StageRecord, tasks: list[Task]) -> None:
+        for task in tasks:
+            task.take(Step.HOLD)
+        stage.queue.hold(tasks)

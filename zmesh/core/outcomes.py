@@ -2,6 +2,9 @@
 
 A result belongs to (lease, row). A success counts as long as its task is not done and still at that stage, whoever
 brings it; the task's other lease row is then void. An error counts only from the lease that holds the task now.
+
+Lease numbers mean nothing in another epoch. Results of an earlier one bring the ids of their tasks: what the gateways
+have submitted again by then, and only successes, counts as a late success does.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from zmesh.core.mesh import Mesh
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step, Task, TaskState
 from zmesh.core.workers import Lease, Presence, Worker
-from zmesh.messages import Ack, LeaseId, Results, Status
+from zmesh.messages import Ack, LeaseId, Payload, Results, Status
 
 __all__ = ["on_batch_finished"]
 
@@ -24,11 +27,11 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
     if worker is None:
         return
     results = event.message
+    if results.epoch != mesh.directory.epoch:
+        _take_former(mesh, mesh.stages[worker.stage], results)  # they are not kept, so nothing is acknowledged
+        return
     is_open = worker.session in mesh.directory.sessions
     lease = mesh.leases.get(results.lease) or mesh.late_leases.get(results.lease)
-    if results.epoch != mesh.directory.epoch:
-        mesh.late += len(results.rows)  # lease numbers mean nothing across epochs, so nothing is acknowledged either
-        return
     if lease is None or lease.worker.peer != worker.peer:
         mesh.late += len(results.rows)
         if is_open:
@@ -51,13 +54,11 @@ def _acknowledge(mesh: Mesh, worker: Worker, lease: LeaseId) -> None:
     """With the next TASKS, or at the latest with the next sweep; one that drains gets no TASKS and waits for this."""
     worker.acks.append(lease)
     if worker.presence is Presence.DRAINING:
-        acks, worker.acks = worker.acks, []
-        mesh.tell(worker, Ack(acks, []))
+        mesh.tell(worker, Ack(worker.take_acks(), []))
 
 
 def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -> None:
     """Give each row its status, move successes on, and let the stage learn from the batch."""
-    index = stage.index
     onward: dict[int, list[Task]] = {}
     good = taken = 0
     for row, status, kind, payload in zip(results.rows, results.statuses, results.kinds, results.payloads, strict=True):
@@ -66,31 +67,60 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
         lease.answered[row] = 1
         taken += 1
         task = lease.tasks[row]
-        here = task.state is not TaskState.DONE and task.route.stages[task.hop] == index
-        if not here or (status != OK and task.lease is not lease):
+        if not _is_at(task, stage) or (status != OK and task.lease is not lease):
             mesh.late += 1
             continue
         task.compute_us += results.compute_us
-        if status != OK:
+        if status == OK:
+            good += 1
+            _succeed(mesh, task, payload, kind, onward)
+        else:
             stage.counts.tasks_error += 1
             mesh.close(task, Step.FAIL, status, payload, kind)
-            continue
-        good += 1
-        if task.is_last_hop:
-            mesh.close(task, Step.FINISH, OK, payload, kind)
-        else:
-            mesh.leave(task)
-            mesh.task_bytes += len(payload) - task.size
-            task.move_on(payload, kind, mesh.now)
-            onward.setdefault(task.stage, []).append(task)
     lease.left -= taken
     stage.counts.tasks_ok += good
     if taken and lease.is_open and not lease.is_free:
         service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
         stage.batcher.answered(mesh.now, taken, service, good > 0)
+    _send_on(mesh, onward)
+    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
+
+
+def _take_former(mesh: Mesh, stage: StageRecord, results: Results) -> None:
+    """Results of another epoch, by the ids of their tasks; the lease that has such a task now is void for its row."""
+    onward: dict[int, list[Task]] = {}
+    ids, good = results.ids or [], 0
+    for id, status, kind, payload in zip(ids, results.statuses, results.kinds, results.payloads, strict=False):
+        task = mesh.tasks.get(id)
+        if status == OK and task is not None and _is_at(task, stage):
+            good += 1
+            task.compute_us += results.compute_us
+            _succeed(mesh, task, payload, kind, onward)
+    stage.counts.tasks_ok += good
+    mesh.late += len(results.rows) - good
+    stage.queue.sweep()
+    _send_on(mesh, onward)
+    mesh.remember("results of another epoch at", stage.plan.name, ids)
+
+
+def _is_at(task: Task, stage: StageRecord) -> bool:
+    return task.state is not TaskState.DONE and task.route.stages[task.hop] == stage.index
+
+
+def _succeed(mesh: Mesh, task: Task, payload: Payload, kind: int, onward: dict[int, list[Task]]) -> None:
+    """This stage is done with the task: it is answered, or goes to the stages in `onward`."""
+    if task.is_last_hop:
+        mesh.close(task, Step.FINISH, OK, payload, kind)
+        return
+    mesh.leave(task)
+    mesh.task_bytes += len(payload) - task.size
+    task.move_on(payload, kind, mesh.now)
+    onward.setdefault(task.stage, []).append(task)
+
+
+def _send_on(mesh: Mesh, onward: dict[int, list[Task]]) -> None:
     for following, tasks in onward.items():
         mesh.enqueue(mesh.stages[following], tasks)
-    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
 
 
 def _finish(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:

@@ -6,13 +6,14 @@ does not agree is answered "unknown peer", and the peer says HELLO again.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from zmesh.config import Limits
 from zmesh.core.events import Address
-from zmesh.core.tasks import Task
-from zmesh.messages import Hello, Kind, Payload, PeerId, Reply, Role, SessionId, Status, TaskId
+from zmesh.core.replies import KeptReplies, Outcomes
+from zmesh.messages import Hello, PeerId, Reply, Role, SessionId, Status, TaskId
 
 __all__ = ["Gateway", "Peer"]
-
-INLINE = int(Kind.INLINE)
 
 
 class Peer:
@@ -31,57 +32,58 @@ class Peer:
 
 
 class Gateway(Peer):
-    """A gateway and the outcomes of this turn that it is owed, column by column."""
+    """A gateway, the outcomes of this turn that it is owed, and its answers that it has not acknowledged."""
 
-    __slots__ = ("_attempts", "_compute_us", "_ids", "_kinds", "_payloads", "_queue_us", "_statuses", "number")
+    __slots__ = ("_again", "kept", "number", "owed", "was_given_up")
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         super().__init__(session, address, hello, now)
         self.number = 0  # of its last REPLY
-        self._clear()
+        self.was_given_up = False  # and its tasks cancelled, and it has not yet said all that it wants again
+        self.kept = KeptReplies()
+        self.owed = Outcomes()
+        self._again = Outcomes()  # apart, since they are no answers
 
-    def _clear(self) -> None:
-        self._ids: list[TaskId] = []
-        self._statuses: list[int] = []
-        self._kinds: list[int] = []
-        self._payloads: list[Payload] = []
-        self._attempts: list[int] = []
-        self._queue_us: list[int] = []
-        self._compute_us: list[int] = []
-
-    def owe(self, task: Task, status: int, payload: Payload, kind: int = INLINE) -> None:
-        self._ids.append(task.id)
-        self._statuses.append(status)
-        self._kinds.append(kind)
-        self._payloads.append(payload)
-        self._attempts.append(task.attempt)
-        self._queue_us.append(task.queue_us)
-        self._compute_us.append(task.compute_us)
-
-    def refuse(self, task: TaskId, status: Status, text: str) -> None:
+    def refuse(self, task: TaskId, status: Status, text: str, deadline: float) -> None:
         """An outcome for a task that never came to be."""
-        self._ids.append(task)
-        self._statuses.append(int(status))
-        self._kinds.append(INLINE)
-        self._payloads.append(text.encode())
-        self._attempts.append(0)
-        self._queue_us.append(0)
-        self._compute_us.append(0)
+        outcomes = self._again if status is Status.AGAIN else self.owed
+        outcomes.refuse(task, int(status), text, deadline)
 
-    def settle(self) -> Reply | None:
-        """Everything owed, as one numbered message; None when nothing is."""
-        if not self._ids:
-            return None
-        self.number += 1
-        reply = Reply(
-            self.number,
-            self._ids,
-            self._statuses,
-            self._kinds,
-            self._payloads,
-            self._attempts,
-            self._queue_us,
-            self._compute_us,
-        )
-        self._clear()
-        return reply
+    def answered(self) -> set[TaskId]:
+        """The tasks whose answers are decided in this turn, or kept."""
+        return self.kept.answered().union(self.owed.ids)
+
+    def settle(self, limits: Limits) -> list[Reply]:
+        """Everything owed, as numbered messages, which are kept."""
+        replies: list[Reply] = []
+        if self.owed.ids:
+            outcomes, self.owed = self.owed, Outcomes()
+            replies = self._number(outcomes, limits)
+        if self._again.ids:
+            outcomes, self._again = self._again, Outcomes()
+            replies += self._number(outcomes, limits)
+        return replies
+
+    def _number(self, outcomes: Outcomes, limits: Limits) -> list[Reply]:
+        replies = outcomes.replies(self.number, limits)
+        self.number += len(replies)
+        for reply in replies:
+            self.kept.keep(reply, outcomes.deadline)
+        return replies
+
+    def succeed(self, former: Gateway, limits: Limits) -> None:
+        """The same process in a new session: what it has not acknowledged in the former one is to be said again."""
+        former.settle(limits)
+        self.was_given_up = former.was_given_up
+        self.kept = former.kept
+        self.kept.lose_session()
+
+    def say_again(self) -> list[Reply]:
+        """What was lost, under new numbers."""
+        replies = []
+        for kept in self.kept.take_unsaid():
+            self.number += 1
+            reply = replace(kept.reply, number=self.number)
+            self.kept.keep(reply, kept.deadline)
+            replies.append(reply)
+        return replies

@@ -1,7 +1,7 @@
-"""What peers say of themselves, and what their silence says: greetings, credit, exits, lost links.
+"""What peers say of themselves, and what is found out about them: greetings, credit, exits, lost links.
 
-An agent's word that a process ended is believed; that a link broke or a peer is silent is a reason to wait for it to
-come back, for a while. A busy worker may be silent for as long as its model takes.
+An agent's word that a process ended is believed; that a link broke is a reason to wait for its peer to come back, for a
+while.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from zmesh.core.events import (
     PeerLeft,
     PeerUnreachable,
     SendFailed,
-    Stalled,
     StatsAsked,
     WorkerExited,
 )
@@ -29,9 +28,10 @@ from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step
 from zmesh.core.workers import Presence, PresenceStep, Worker
-from zmesh.messages import Ack, Heartbeat, Hello, Role, Stats, Status, Tasks, WorkerState
+from zmesh.messages import Ack, Hello, Reply, Role, Stats, Status, Tasks, WorkerState
 
 __all__ = [
+    "end_peer",
     "end_worker",
     "give_up",
     "on_credit_granted",
@@ -43,11 +43,12 @@ __all__ = [
     "on_peer_left",
     "on_peer_unreachable",
     "on_send_failed",
-    "on_stalled",
     "on_stats_asked",
     "on_worker_exited",
-    "sweep",
+    "say_again",
 ]
+
+FAILING_CHARS_MAX = 1000  # of the line that every client of a failing stage is answered
 
 
 def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
@@ -58,10 +59,28 @@ def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
         if isinstance(former, Worker):
             _carry_over(mesh, former, peer, event.message)
         mesh.stages[peer.stage].crew.join(peer)
-    elif isinstance(peer, Gateway) and former is not None:
-        for task in mesh.tasks.values():
-            if task.gateway is former:
-                task.gateway = peer
+    elif isinstance(peer, Gateway) and isinstance(former, Gateway):
+        _succeed(mesh, former, peer)
+    if isinstance(peer, Gateway) and mesh.drain is not None:
+        mesh.tell(peer, mesh.drain)
+
+
+def _succeed(mesh: Mesh, former: Gateway, peer: Gateway) -> None:
+    """A gateway goes on in a new session: its tasks are its own, and what it may not have heard is said again."""
+    for task in mesh.tasks.values():
+        if task.gateway is former:
+            task.gateway = peer
+    mesh.owed.pop(former.session, None)
+    mesh.owed[peer.session] = peer  # the turn is not over, and its answers may be too many
+    peer.succeed(former, mesh.limits)
+    if mesh.held.pop(former.session, None) is not None:
+        mesh.held[peer.session] = peer
+    say_again(mesh, peer)
+
+
+def say_again(mesh: Mesh, gateway: Gateway) -> None:
+    for reply in gateway.say_again():
+        mesh.tell(gateway, reply)
 
 
 def _carry_over(mesh: Mesh, former: Worker, peer: Worker, hello: Hello) -> None:
@@ -115,7 +134,8 @@ def on_worker_exited(mesh: Mesh, event: WorkerExited) -> None:
         stage.counts.exits += 1
         worker.take(PresenceStep.EXIT)
         stage.crew.sort(worker)
-        mesh.exiting.append((mesh.now + mesh.limits.exit_grace_seconds, worker))
+        limits, is_near = mesh.limits, not mesh.host or worker.host == mesh.host
+        mesh.end_in(limits.exit_grace_seconds if is_near else limits.exit_grace_far_seconds, worker)
     for stage in mesh.stages:
         if stage.plan.name == exited.stage and exited.failing:
             _fail_stage(mesh, stage, exited.reason)
@@ -126,7 +146,7 @@ def _fail_stage(mesh: Mesh, stage: StageRecord, reason: str) -> None:
     if stage.crew.ready():
         return
     lines = reason.strip().splitlines() or ["for an unknown reason"]
-    stage.failing = f"stage {stage.plan.name} does not start: {lines[-1]}"
+    stage.failing = f"stage {stage.plan.name} does not start: {lines[-1][:FAILING_CHARS_MAX]}"
     mesh.report("error", stage.failing)
     mesh.awaken(stage)
 
@@ -155,10 +175,12 @@ def end_worker(mesh: Mesh, worker: Worker) -> None:
     mesh.awaken(stage)
 
 
-def _end_peer(mesh: Mesh, peer: Peer) -> None:
+def end_peer(mesh: Mesh, peer: Peer) -> None:
     """A gateway or an agent is gone for good; nobody waits for that gateway's tasks any more."""
     mesh.directory.close(peer)
     mesh.effects.append(Forget(peer.address))
+    mesh.held.pop(peer.session, None)
+    mesh.owed.pop(peer.session, None)
     cancel(mesh, [task for task in mesh.tasks.values() if task.gateway is peer], "its gateway is gone")
 
 
@@ -167,35 +189,45 @@ def on_peer_left(mesh: Mesh, event: PeerLeft) -> None:
     if isinstance(peer, Worker):
         end_worker(mesh, peer)
     elif peer is not None:
-        _end_peer(mesh, peer)
+        end_peer(mesh, peer)
 
 
 def on_peer_unreachable(mesh: Mesh, event: PeerUnreachable) -> None:
+    """Its process may come back, over another connection: a worker within its grace, others within `dead_seconds`."""
     peer = mesh.directory.at(event.address)
-    if peer is None:
+    if peer is None or peer.lost_at is not None:
         return
-    if peer.lost_at is None:
-        peer.lost_at = mesh.now
+    peer.lost_at = mesh.now
     if isinstance(peer, Worker):
         peer.take(PresenceStep.LOSE)
         mesh.stages[peer.stage].crew.sort(peer)
+        if peer.presence is Presence.LOST:
+            mesh.end_in(mesh.limits.hello_grace_seconds, peer)
 
 
 def on_send_failed(mesh: Mesh, event: SendFailed) -> None:
-    """An unsent TASKS un-makes its lease. A gateway that lost a REPLY says HELLO anew and submits again."""
-    worker = mesh.directory.at(event.address)
-    if isinstance(worker, Worker) and isinstance(event.message, Tasks):
-        lease = worker.leases.get(event.message.lease)
+    """An unsent TASKS un-makes its lease. An unsent REPLY is said again with the next sweep or in the next session, an
+    unsent acknowledgement with the next TASKS or sweep."""
+    peer, message = mesh.directory.at(event.address), event.message
+    if isinstance(peer, Gateway) and isinstance(message, Reply):
+        peer.kept.lose(message)
+    elif isinstance(peer, Worker) and isinstance(message, Ack):
+        peer.acks += message.leases
+    elif isinstance(peer, Worker) and isinstance(message, Tasks):
+        peer.acks += message.acks
+        lease = peer.leases.get(message.lease)
         if lease is not None:
-            stage = mesh.stages[worker.stage]
+            stage = mesh.stages[peer.stage]
             endings.unmake_lease(mesh, stage, lease)
-            worker.used -= 1
-            stage.crew.sort(worker)
+            peer.used -= 1
+            stage.crew.sort(peer)
             mesh.awaken(stage)
 
 
 def on_peer_beat(mesh: Mesh, event: PeerBeat) -> None:
-    mesh.directory.known(event, Peer, mesh.now)
+    peer = mesh.directory.known(event, Peer, mesh.now)
+    if isinstance(peer, Gateway):
+        mesh.acknowledge(peer, event.message.handled)
 
 
 def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
@@ -205,8 +237,12 @@ def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
 
 
 def on_drain_asked(mesh: Mesh, event: DrainAsked) -> None:
-    if _with_role(mesh, event, Role.AGENT, Role.ADMIN) is not None:
-        mesh.draining = True
+    """Nothing new is admitted; gateways hear that our end will be no accident."""
+    if _with_role(mesh, event, Role.AGENT, Role.ADMIN) is None:
+        return
+    mesh.drain = event.message
+    for gateway in mesh.directory.gateways():
+        mesh.tell(gateway, mesh.drain)
 
 
 def _with_role(mesh: Mesh, event: WorkerExited | StatsAsked | DrainAsked, *roles: Role) -> Peer | None:
@@ -228,43 +264,3 @@ def on_peer_ignored(mesh: Mesh, event: DispatcherEvent) -> None:
     if isinstance(worker, Worker):
         worker.take(PresenceStep.LOSE)
         end_worker(mesh, worker)
-
-
-def on_stalled(mesh: Mesh, event: Stalled) -> None:
-    """We did not run: silence and the age of leases in that time prove nothing. Request deadlines do not move."""
-    mesh.directory.forgive(event.gap_seconds)
-    for lease in mesh.leases.values():
-        lease.started += event.gap_seconds
-
-
-def sweep(mesh: Mesh) -> None:
-    """Once per heartbeat: what silence and time have done."""
-    now, limits = mesh.now, mesh.limits
-    for peer in list(mesh.directory.sessions.values()):
-        if isinstance(peer, Worker):
-            _sweep_worker(mesh, peer)
-        else:
-            since = peer.heard if peer.lost_at is None else min(peer.heard, peer.lost_at)
-            if now - since >= limits.dead_seconds:
-                _end_peer(mesh, peer)
-        if peer.session in mesh.directory.sessions and now - peer.told >= limits.heartbeat_seconds:
-            mesh.tell(peer, Heartbeat(mesh.directory.epoch, 0, []))
-
-
-def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
-    now, limits, stage = mesh.now, mesh.limits, mesh.stages[worker.stage]
-    if worker.presence is Presence.EXITING:
-        return
-    lost = worker.lost_at is not None and now - worker.lost_at >= limits.hello_grace_seconds
-    if lost or (not worker.leases and now - worker.heard >= limits.dead_seconds):
-        end_worker(mesh, worker)
-        return
-    oldest = worker.oldest()
-    longest = stage.lease_seconds(limits.lease_seconds_min, limits.lease_service_factor)
-    if oldest is not None and stage.plan.retry and now - oldest.started >= longest:
-        for lease in worker.leases.values():  # what waits behind it is stuck as well
-            endings.hedge_lease(mesh, stage, lease)
-        mesh.awaken(stage)
-    if worker.acks:
-        acks, worker.acks = worker.acks, []
-        mesh.tell(worker, Ack(acks, []))

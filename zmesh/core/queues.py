@@ -1,4 +1,4 @@
-"""One bounded queue per stage, by count and bytes, and the suspects beside it.
+"""One bounded queue per stage, by count and bytes, and beside it the suspects, and those who are held back.
 
 A task that is cancelled, expires or is answered by a late result while it waits is not searched for: it is DONE, its
 count is taken off at once, and whoever cuts a batch steps over it. When more dead than living lie in the queue it is
@@ -9,27 +9,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Task, TaskState
+from zmesh.messages import OWN_FRAME_BYTES
+
+if TYPE_CHECKING:
+    from zmesh.core.peers import Gateway
 
 __all__ = ["StageQueue"]
 
-OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its own and is not inline
 SWEEP_MIN = 64  # dead entries below this number are not worth a rebuild
 
 
 class StageQueue:
     """First come, first served; what came back goes to the front."""
 
-    __slots__ = ("_index", "_queue", "_suspects", "bytes", "suspects", "waiting")
+    __slots__ = ("_held", "_index", "_queue", "_suspects", "bytes", "held", "held_bytes", "suspects", "waiting")
 
     def __init__(self, index: int) -> None:
         self._index = index  # of the stage
         self._queue: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
+        self._held: deque[Task] = deque()  # their gateways do not take their answers
         self.waiting = 0  # living tasks in the ordinary queue
         self.suspects = 0  # living suspects
         self.bytes = 0  # of both
+        self.held = 0  # living tasks that are held back
+        self.held_bytes = 0
 
     def push(self, tasks: Sequence[Task]) -> None:
         """To the back, in order."""
@@ -50,15 +57,43 @@ class StageQueue:
 
     def leave(self, task: Task) -> None:
         """Take a waiting task off the count, just before it takes the step that ends its waiting here."""
+        if task.state is TaskState.HELD:
+            self.held -= 1
+            self.held_bytes -= task.size
+            return
         if task.state is TaskState.SUSPECT:
             self.suspects -= 1
         else:
             self.waiting -= 1
         self.bytes -= task.size
 
+    def pull(self, gateway: Gateway) -> list[Task]:
+        """Take all of a gateway's tasks out of the ordinary queue, in order; what becomes of them is the caller's."""
+        living = [task for task in self._queue if self._is_here(task)]
+        pulled = [task for task in living if task.gateway is gateway]
+        self._queue = deque([task for task in living if task.gateway is not gateway])
+        self.waiting -= len(pulled)
+        self.bytes -= sum(task.size for task in pulled)
+        return pulled
+
+    def hold(self, tasks: Sequence[Task]) -> None:
+        """Keep these apart, until `free`."""
+        self._held.extend(tasks)
+        self.held += len(tasks)
+        self.held_bytes += sum(task.size for task in tasks)
+
+    def free(self, gateway: Gateway) -> list[Task]:
+        """All of a gateway's tasks that were held back, in order."""
+        living = [task for task in self._held if self._is_here(task)]
+        freed = [task for task in living if task.gateway is gateway]
+        self._held = deque([task for task in living if task.gateway is not gateway])
+        self.held -= len(freed)
+        self.held_bytes -= sum(task.size for task in freed)
+        return freed
+
     def sweep(self) -> None:
         """Rebuild a queue of which most entries are dead."""
-        for name, living in (("_queue", self.waiting), ("_suspects", self.suspects)):
+        for name, living in (("_queue", self.waiting), ("_suspects", self.suspects), ("_held", self.held)):
             queue: deque[Task] = getattr(self, name)
             if len(queue) - living > max(SWEEP_MIN, living):
                 setattr(self, name, deque([task for task in queue if self._is_here(task)]))
@@ -102,8 +137,9 @@ class StageQueue:
 
     def living(self) -> Iterable[Task]:
         """Everything that waits here, for invariants and for a stage that gives up."""
-        return [task for queue in (self._queue, self._suspects) for task in queue if self._is_here(task)]
+        return [task for queue in (self._queue, self._suspects, self._held) for task in queue if self._is_here(task)]
 
     def _is_here(self, task: Task) -> bool:
         state = task.state
-        return (state is TaskState.QUEUED or state is TaskState.SUSPECT) and task.route.stages[task.hop] == self._index
+        waits = state is TaskState.QUEUED or state is TaskState.SUSPECT or state is TaskState.HELD
+        return waits and task.route.stages[task.hop] == self._index

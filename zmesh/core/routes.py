@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from zmesh.errors import DeclarationError
+
 __all__ = ["build", "check_path", "check_paths"]
 
 RESERVED = ("/", "/metrics", "/livez", "/readyz")
@@ -17,45 +19,45 @@ NOT_IN_A_PATH = re.compile(r"[^A-Za-z0-9/._~!$&'()*+,;=:@-]")
 
 
 def check_path(path: str) -> str:
-    """`path` itself. Raises ValueError when it is reserved or cannot be a route, TypeError when it is not text."""
+    """`path` itself. Raises DeclarationError when it is reserved, cannot be a route, or is not text."""
     if not isinstance(path, str):
-        raise TypeError(f"a route is text such as '/inference', not {path!r}")
+        raise DeclarationError(f"a route is text such as '/inference', not {path!r}")
     if path in RESERVED or any(path == top or path.startswith(f"{top}/") for top in RESERVED_WITH_ALL_BELOW):
-        raise ValueError(f"{path!r} is reserved, try another one")
+        raise DeclarationError(f"{path!r} is reserved, try another one")
     if not path.startswith("/"):
-        raise ValueError(f"route {path!r} must start with '/'")
+        raise DeclarationError(f"route {path!r} must start with '/'")
     if found := NOT_IN_A_PATH.search(path):
-        raise ValueError(f"route {path!r} may not contain {found.group()!r}")
+        raise DeclarationError(f"route {path!r} may not contain {found.group()!r}")
     if path.endswith("/"):
-        raise ValueError(f"route {path!r} may not end with '/'")
+        raise DeclarationError(f"route {path!r} may not end with '/'")
     segments = path[1:].split("/")
     if "" in segments:
-        raise ValueError(f"route {path!r} may not contain '//'")
+        raise DeclarationError(f"route {path!r} may not contain '//'")
     if "." in segments or ".." in segments:
-        raise ValueError(f"route {path!r} may not contain '.' or '..' as a part")
+        raise DeclarationError(f"route {path!r} may not contain '.' or '..' as a part")
     return path
 
 
 def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """All of `paths`, each checked. Raises ValueError when one stands there twice, or none at all."""
+    """All of `paths`, each checked. Raises DeclarationError when one stands there twice, or none at all."""
     checked: dict[str, None] = {}
     for path in paths:
         if check_path(path) in checked:
-            raise ValueError(f"route {path!r} stands twice in one list")
+            raise DeclarationError(f"route {path!r} stands twice in one list")
         checked[path] = None
     if not checked:
-        raise ValueError("a stage needs a route, such as '/inference'")
+        raise DeclarationError("a stage needs a route, such as '/inference'")
     return tuple(checked)
 
 
 def build(routes: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The routes with the names of their stages. Raises ValueError for one without a stage, or with a stage twice."""
+    """The routes with the names of their stages. Raises DeclarationError for one with no stage, or with one twice."""
     built = {}
     for path, stages in routes.items():
         if not stages:
-            raise ValueError(f"route {check_path(path)!r} has no stage")
+            raise DeclarationError(f"route {check_path(path)!r} has no stage")
         for index, stage in enumerate(stages):
             if stage in stages[:index]:
-                raise ValueError(f"stage {stage!r} stands twice in route {path!r}")
+                raise DeclarationError(f"stage {stage!r} stands twice in route {path!r}")
         built[check_path(path)] = tuple(stages)
     return built

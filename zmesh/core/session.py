@@ -33,6 +33,7 @@ from typing import TypeAlias
 from zmesh import messages
 from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState, Step
+from zmesh.core.difference import shape_for_hello
 from zmesh.core.effects import Leave, Report, Run, SessionEffect, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, SessionEvent, Started
 from zmesh.messages import Columns, Hello, LeaseId, Message, Payload, PeerId, RefuseCode, Results, SessionId, TaskId
@@ -73,10 +74,13 @@ class Session:
         max_batch_size: int,
         prefetch: int,
         limits: Limits,
+        *,
+        shape: str = "",
     ) -> None:
         assert prefetch >= 1, "a worker that asks for nothing gets nothing"
         versions, role = [messages.PROTOCOL_VERSION], messages.Role.WORKER
-        self._hello = Hello(versions, role, peer, 0, host, pid, fingerprint, stage, worker_id, max_batch_size)
+        hello = Hello(versions, role, peer, 0, host, pid, fingerprint, stage, worker_id, max_batch_size)
+        self._hello = replace(hello, shape=shape_for_hello(shape))
         self._prefetch = prefetch
         self._contact = Contact(limits)
         self._running: _Lease | None = None
@@ -89,6 +93,11 @@ class Session:
         self._unsent: list[_Kept] = []
         self._owes_credit = False
         self._leave: Leave | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Of the broker that last welcomed it; 0 before."""
+        return self._contact.epoch
 
     @property
     def held(self) -> int:

@@ -27,11 +27,12 @@ def snapshot_json(mesh: Mesh) -> str:
         for route in mesh.routes.values()
     ]
     directory = mesh.directory
+    gateways = directory.gateways()
     return json.dumps(
         {
             "broker": directory.broker.hex(),
             "epoch": directory.epoch,
-            "draining": mesh.draining,
+            "draining": mesh.drain is not None,
             "tasks": len(mesh.tasks),
             "task_bytes": mesh.task_bytes,
             "stages": [_stage(stage) for stage in stages],
@@ -41,6 +42,8 @@ def snapshot_json(mesh: Mesh) -> str:
                 "malformed": directory.malformed,
                 "refused_peers": directory.refused,
                 "peers": len(directory.sessions),
+                "kept_replies": sum(len(gateway.kept) for gateway in gateways),
+                "kept_bytes": sum(gateway.kept.bytes for gateway in gateways),
             },
         }
     )
@@ -53,6 +56,7 @@ def _stage(stage: StageRecord) -> dict[str, object]:
         "name": stage.plan.name,
         "queued": stage.queue.waiting,
         "suspects": stage.queue.suspects,
+        "held": stage.queue.held,
         "queued_bytes": stage.queue.bytes,
         "leased": stage.leased,
         "ready_workers": stage.crew.ready(),

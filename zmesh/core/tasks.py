@@ -5,8 +5,9 @@ Rule 2: this file knows no worker, no socket and no clock.
 Rule 3: a task is the only thing that lives from SUBMIT to REPLY, one object for one request.
 
 A task waits (QUEUED), is with a worker (LEASED), waits for the next stage (QUEUED again) and is answered (DONE). One
-that was running when a process died of it is a SUSPECT: it waits apart, runs alone, and costs nobody else a thing. A
-late success moves a task on from wherever it is, which is why ADVANCE and FINISH are legal while it waits.
+that was running when a process died of it is a SUSPECT: it waits apart, runs alone, and costs nobody else a thing. One
+whose gateway does not take its answers is HELD until it does. A late success moves a task on from wherever it is, which
+is why ADVANCE and FINISH are legal while it waits.
 
 The diagram in docs/states.md is drawn from the table.
 """
@@ -31,6 +32,7 @@ class TaskState(IntEnum):
     SUSPECT = 1
     LEASED = 2
     DONE = 3
+    HELD = 4  # its gateway has too many answers that it did not acknowledge
 
 
 class Step(IntEnum):
@@ -43,6 +45,8 @@ class Step(IntEnum):
     EXPIRE = 6  # its deadline passed while it waited
     CANCEL = 7  # nobody wants the answer
     POISON = 8  # it killed its worker too often, alone
+    HOLD = 9  # its gateway does not take its answers
+    FREE = 10  # it does again
 
 
 TASK_STEPS: Mapping[TaskState, Mapping[Step, TaskState]] = {
@@ -53,6 +57,7 @@ TASK_STEPS: Mapping[TaskState, Mapping[Step, TaskState]] = {
         Step.FAIL: TaskState.DONE,
         Step.EXPIRE: TaskState.DONE,
         Step.CANCEL: TaskState.DONE,
+        Step.HOLD: TaskState.HELD,
     },
     TaskState.SUSPECT: {
         Step.LEASE: TaskState.LEASED,
@@ -72,6 +77,13 @@ TASK_STEPS: Mapping[TaskState, Mapping[Step, TaskState]] = {
         Step.POISON: TaskState.DONE,
     },
     TaskState.DONE: {},
+    TaskState.HELD: {
+        Step.ADVANCE: TaskState.QUEUED,
+        Step.FINISH: TaskState.DONE,
+        Step.FAIL: TaskState.DONE,
+        Step.CANCEL: TaskState.DONE,
+        Step.FREE: TaskState.QUEUED,
+    },
 }
 
 

@@ -18,7 +18,7 @@ from enum import IntEnum
 from zmesh.core.events import Address
 from zmesh.core.peers import Peer
 from zmesh.core.tasks import Task
-from zmesh.messages import Exited, Hello, LeaseId, SessionId
+from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId
 
 __all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
 
@@ -97,6 +97,7 @@ class Worker(Peer):
     __slots__ = (
         "acks",
         "batches",
+        "ends_at",
         "exit",
         "idle_since",
         "leases",
@@ -119,6 +120,7 @@ class Worker(Peer):
         self.idle_since = now
         self.acks: list[LeaseId] = []
         self.exit: Exited | None = None
+        self.ends_at: float | None = None  # when it is lost or exited: how long we wait for its last words
         self.batches = 0
         self.tasks = 0
 
@@ -130,6 +132,11 @@ class Worker(Peer):
     @property
     def credit(self) -> int:
         return self.total - self.used
+
+    def take_acks(self) -> list[LeaseId]:
+        """What to acknowledge now, as many as one message may carry."""
+        acks, self.acks = self.acks[:LIST_ITEMS_MAX], self.acks[LIST_ITEMS_MAX:]
+        return acks
 
     def oldest(self) -> Lease | None:
         """What it runs now."""

@@ -1,12 +1,15 @@
 """AgentLink: what an agent says to a broker, and when."""
 
+from dataclasses import replace
+
 import pytest
 
 from zmesh.config import Limits
 from zmesh.core.agency import EXITS_MAX, AgentLink, Beat, End, WorkerGone
-from zmesh.core.effects import Reconnect, Report, Transmit
+from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
 from zmesh.messages import (
+    LONG_TEXT_BYTES_MAX,
     Ack,
     Exited,
     Heartbeat,
@@ -62,7 +65,9 @@ def test_an_agent_says_hello_until_it_is_welcome(fresh: AgentLink):
     assert fresh.next_wakeup() == 1
     assert fresh.handle(Tick(), now=0.9) == []
     assert fresh.handle(Tick(), now=1) == [hello]
+    assert (fresh.joined, fresh.epoch) == (False, 0)
     assert fresh.handle(welcome(), now=1.1) == []
+    assert (fresh.joined, fresh.epoch) == (True, 5)
     assert fresh.handle(Tick(), now=2) == []
 
 
@@ -95,6 +100,7 @@ def test_exits_without_a_broker_are_said_to_the_next_one(fresh: AgentLink):
 
 def test_exits_are_bounded_and_the_oldest_is_forgotten(fresh: AgentLink):
     fresh.handle(*(WorkerGone(exited(n)) for n in range(EXITS_MAX + 2)), now=0)
+    assert len(fresh._unsaid) == EXITS_MAX
     fresh.handle(Started(), now=0)
     heard = said(fresh.handle(welcome(), now=0.1))
     assert len(heard) == EXITS_MAX and heard[0] == exited(2)
@@ -144,3 +150,32 @@ def test_an_order_to_kill_is_passed_on_if_it_comes_from_our_broker(link: AgentLi
 def test_a_welcome_that_repeats_the_last_one_changes_nothing(link: AgentLink):
     link.handle(WorkerGone(exited(1)), now=0.1)
     assert link.handle(welcome(), now=0.2) == []
+
+
+def test_of_a_reason_that_is_too_long_the_end_is_said(link: AgentLink):
+    long = replace(exited(1), reason="x" * LONG_TEXT_BYTES_MAX + "ValueError: no weights")
+    (gone,) = said(link.handle(WorkerGone(long), now=0.1))
+    assert len(gone.reason) == LONG_TEXT_BYTES_MAX and gone.reason.endswith("ValueError: no weights")
+
+
+@pytest.mark.parametrize("code", [RefuseCode.VERSION, RefuseCode.ROLE, RefuseCode.FINGERPRINT, RefuseCode.KEY])
+def test_an_agent_that_no_broker_ever_welcomed_ends_when_it_is_refused_for_good(fresh: AgentLink, code: RefuseCode):
+    fresh.handle(Started(), now=0)
+    no = Heard(NONE, Refuse(code, "start these workers with the same app file"))
+    assert fresh.handle(no, no, now=0.1) == [Leave("start these workers with the same app file", 1)]
+    assert fresh.handle(Started(), LinkLost(), welcome(), WorkerGone(exited(1)), now=0.2) == []
+    assert fresh.next_wakeup() is None and fresh.handle(Tick(), now=100) == []
+
+
+def test_an_agent_that_was_refused_for_a_while_tries_again_though_it_was_never_welcome(fresh: AgentLink):
+    fresh.handle(Started(), now=0)
+    report = Report("error", "the broker refuses this agent: full")
+    assert fresh.handle(Heard(NONE, Refuse(RefuseCode.ERROR, "full")), now=0.1) == [report, Reconnect(1.0)]
+
+
+def test_an_agent_that_was_welcome_before_tries_again_ever_more_rarely(link: AgentLink):
+    no, waits = Heard(NONE, Refuse(RefuseCode.FINGERPRINT, "another app")), []
+    for now in range(1, 4):
+        link.handle(Started(), now=now)
+        waits.append(link.handle(no, now=now)[-1])
+    assert waits == [Reconnect(1.0), Reconnect(2.0), Reconnect(4.0)]

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.unit.core.world import SEGFAULT, WorkerPeer, World, stage
-from zmesh.core.directory import CLOSED_MAX, STRUCK_MAX
+from zmesh.config import Plan
+from zmesh.core.directory import CLOSED_MAX, GIVEN_UP_MAX, STRUCK_MAX
 from zmesh.core.workers import Worker
 from zmesh.messages import Refuse, RefuseCode, Role, SessionId, Welcome
 
@@ -88,18 +89,6 @@ def test_hello_of_a_worker_that_is_known_to_be_dead_is_dropped():
         (Role.WORKER, 0, {"stage": "embed"}, "ROLE: a worker does not speak on this socket"),
         (Role.WORKER, 1, {"stage": "rank"}, "STAGE: stage 'rank' is not served here; known are embed, rank"),
         (Role.WORKER, 1, {"stage": "cook"}, "STAGE: stage 'cook' is not served here; known are embed, rank"),
-        (
-            Role.WORKER,
-            1,
-            {"fingerprint": "other"},
-            "FINGERPRINT: the app here is another one: its stages, routes or codecs differ",
-        ),
-        (
-            Role.GATEWAY,
-            0,
-            {"fingerprint": "other"},
-            "FINGERPRINT: the app here is another one: its stages, routes or codecs differ",
-        ),
     ],
 )
 def test_hello_is_refused_with_the_reason(role: Role, socket: int, changes: dict[str, object], refusal: str):
@@ -109,9 +98,37 @@ def test_hello_is_refused_with_the_reason(role: Role, socket: int, changes: dict
     assert not world.mesh.directory.sessions and world.mesh.directory.refused == 1
 
 
-def test_an_agent_needs_no_fingerprint():
+@pytest.mark.parametrize(
+    ("role", "socket", "what"),
+    [(Role.GATEWAY, 0, "this gateway"), (Role.AGENT, 0, "these workers"), (Role.WORKER, 1, "this worker")],
+)
+def test_hello_of_another_app_is_refused_with_what_differs(role: Role, socket: int, what: str):
     world = two_stages()
-    assert world.turn(world.stranger(role=Role.AGENT).greets(fingerprint="")) == ["stranger ← WELCOME"]
+    other = Plan(stages=(stage("embed"),), routes=world.plan.routes)
+    stranger = world.stranger(role=role, socket=socket)
+    changes = {"fingerprint": other.fingerprint, "stage": "embed" if socket else ""}
+    assert world.turn(stranger.greets(**changes, shape=other.shape)) == [
+        "stranger ← REFUSE FINGERPRINT: the head serves another app: its stages are embed, rank, yours embed; "
+        f"start {what} with the same app file"
+    ]
+    assert world.turn(stranger.greets(**changes, shape="")) == [
+        "stranger ← REFUSE FINGERPRINT: the head serves another app: its stages, routes or codecs differ from yours; "
+        f"start {what} with the same app file"
+    ]
+    assert not world.mesh.directory.sessions
+
+
+def test_a_worker_of_another_app_hears_of_the_app_before_it_hears_of_its_stage():
+    world = two_stages()
+    other = Plan(stages=(stage("embed"), stage("cook")), routes=())
+    stranger = world.stranger(role=Role.WORKER, socket=2)
+    (told,) = world.turn(stranger.greets(stage="cook", fingerprint=other.fingerprint, shape=other.shape))
+    assert "its stages are embed, rank, yours embed, cook; you do not have its route" in told
+
+
+def test_an_admin_needs_no_fingerprint():
+    world = two_stages()
+    assert world.turn(world.stranger(role=Role.ADMIN).greets(fingerprint="")) == ["stranger ← WELCOME"]
 
 
 def test_hello_is_refused_when_there_are_too_many_peers():
@@ -263,3 +280,13 @@ def test_strikes_are_remembered_of_a_bounded_number_of_addresses():
     for number in range(STRUCK_MAX + 10):
         directory.strike((0, number.to_bytes(4, "big")), "nonsense", world.now)
     assert len(directory._strikes) == STRUCK_MAX
+
+
+def test_processes_that_were_given_up_are_remembered_within_a_bound():
+    world = World()
+    directory = world.mesh.directory
+    peer = directory.sessions[world.gateway().session]
+    for number in range(GIVEN_UP_MAX + 5):
+        peer.peer = number.to_bytes(16, "big")
+        directory.give_up(peer)
+    assert len(directory._given_up) == GIVEN_UP_MAX and next(iter(directory._given_up)) == (5).to_bytes(16, "big")

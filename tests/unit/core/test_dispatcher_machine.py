@@ -24,7 +24,9 @@ from zmesh.core import endings, events, invariants
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import Send
 from zmesh.core.events import Address, DispatcherEvent
+from zmesh.core.mesh import Mesh
 from zmesh.core.queues import StageQueue
+from zmesh.core.replies import KeptReplies
 from zmesh.core.tasks import TaskState
 from zmesh.core.workers import Crew, Lease, Worker
 from zmesh.messages import (
@@ -74,7 +76,7 @@ PLAN = Plan(
 ROUTES = {route.path: [("many", "once").index(stage) for stage in route.stages] for route in PLAN.routes}
 PATHS = [*ROUTES, "/there", "/back", "/many", "/unknown"]
 ONCE = 1
-LIMITS = Limits(queue_tasks_max=24, queue_bytes_max=400, story_steps_max=100)
+LIMITS = Limits(queue_tasks_max=24, queue_bytes_max=400, story_steps_max=100, answer_bytes_max=1200, message_rows_max=5)
 FAULTS = [Status.OK, Status.OK, Status.OK, Status.VALIDATION, Status.INTERNAL]
 CODES = [-11, -6, 1, -9, -15, 0]
 CHARGED = {-11, -6, 1}
@@ -137,11 +139,33 @@ class Hands(Speaker):
         return events.BatchFinished(self.address, self.session, results)
 
 
+@dataclass(eq=False)
+class Asker(Speaker):
+    """A gateway process: it acknowledges what it heard, and is told again what it did not, or might not have heard."""
+
+    number: int = 0  # of the last REPLY of this session
+    heard: int = 0  # of the last one that arrived
+    acknowledged: int = 0
+    told: dict[int, list[TaskId]] = field(default_factory=dict)  # in this session
+    may_repeat: set[TaskId] = field(default_factory=set)  # told in earlier sessions, and not acknowledged
+    lost_at: float = 0.0
+
+    def connects(self) -> None:
+        super().connects()
+        self.may_repeat |= {id for number, ids in self.told.items() if number > self.acknowledged for id in ids}
+        self.number = self.heard = self.acknowledged = 0
+        self.told = {}
+
+    def handled(self) -> int:
+        self.acknowledged = self.heard
+        return self.heard
+
+
 @dataclass(slots=True)
 class Wanted:
     """A task that a gateway still wants answered."""
 
-    gateway: Speaker
+    gateway: Asker
     path: str
     deadline: float
     payload: bytes
@@ -163,9 +187,10 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.ok_sent: set[tuple[TaskId, int]] = set()
         self.started: set[tuple[TaskId, int]] = set()
         self.deaths: Counter[TaskId] = Counter()
+        self.answered: set[TaskId] = set()
         # Who is there.
         self.agent = self._greet(Speaker(self._peer(), 0), Role.AGENT)
-        self.gateways = [self._greet(Speaker(self._peer(), 0), Role.GATEWAY) for _ in range(2)]
+        self.gateways = [self._greet(Asker(self._peer(), 0), Role.GATEWAY) for _ in range(2)]
         self.workers: list[Hands] = []
         for socket in (1, 2):
             self.spawn(socket - 1, 2)
@@ -193,8 +218,10 @@ class DispatcherMachine(RuleBasedStateMachine):
                 else:
                     self.unsent.append(events.SendFailed(effect.address, tasks))
             case Reply() as reply:
-                assert speaker is not None and speaker.session == effect.session, "a reply into the void"
+                assert isinstance(speaker, Asker) and speaker.session == effect.session, "a reply into the void"
                 self._check_reply(speaker, reply)
+                if not speaker.is_linked:
+                    self.unsent.append(events.SendFailed(effect.address, reply))
             case Welcome(session=session) if speaker is not None:
                 speaker.session = session
             case Refuse(code=code) if speaker is not None:
@@ -216,6 +243,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             wanted = self.wanted.get(id)
             assert wanted is not None, f"task {id} is leased though nobody wants it: {self.dispatcher.story(id)}"
             assert wanted.deadline > self.now, f"task {id} is leased after its deadline"
+            assert id not in self.answered, f"task {id} is run again after its answer: {self.dispatcher.story(id)}"
             hop = ROUTES[wanted.path].index(stage)
             if hop == 0:
                 assert payload == wanted.payload, f"task {id} has the body of another"
@@ -240,11 +268,24 @@ class DispatcherMachine(RuleBasedStateMachine):
         for id in hands.held.get(hands.running, ()):
             self.started.add((id, hands.stage))
 
-    def _check_reply(self, gateway: Speaker, reply: Reply) -> None:
+    def _check_reply(self, gateway: Asker, reply: Reply) -> None:
+        assert reply.number == gateway.number + 1 and len(reply.ids) <= LIMITS.message_rows_max
+        gateway.number = reply.number
+        gateway.told[reply.number] = reply.ids
+        self.answered.update(reply.ids)
         for id, status, payload in zip(reply.ids, reply.statuses, reply.payloads, strict=True):
-            wanted = self.wanted.pop(id, None)
-            assert wanted is not None, f"{Status(status).name} for {id}, which nobody asked or which had its answer"
-            assert wanted.gateway is gateway, f"the answer of {id} went to another gateway"
+            is_repeated = id in gateway.may_repeat
+            gateway.may_repeat.discard(id)
+            wanted = self.wanted.get(id)
+            if gateway.is_linked:
+                gateway.heard = reply.number
+                self.wanted.pop(id, None)
+            else:
+                gateway.may_repeat.add(id)  # even in this session
+            assert wanted or is_repeated, f"{Status(status).name} for {id}, which nobody asked or which had its answer"
+            assert wanted is None or wanted.gateway is gateway, f"the answer of {id} went to another gateway"
+            if wanted is None:
+                continue
             if status == Status.OK:
                 last = ROUTES[wanted.path][-1]
                 assert (id, last) in self.ok_sent and payload == result_of(id, last), f"a made-up answer for {id}"
@@ -310,14 +351,20 @@ class DispatcherMachine(RuleBasedStateMachine):
         for path in range(3):
             self.submit(number, (number + path) % len(ROUTES), rows, 0)
 
-    def _submit(self, gateway: Speaker, route: str, ids: list[TaskId], *, again: bool = False) -> None:
-        rows = [self.wanted[id] for id in ids]
+    def _submit(self, gateway: Asker, route: str, ids: list[TaskId], *, again: bool = False) -> None:
+        if not gateway.is_linked:
+            return  # it is kept, and submitted when the gateway is back
+        self._say_submit(gateway, route, {id: self.wanted[id] for id in ids}, again, gateway.handled())
+
+    def _say_submit(self, gateway: Asker, route: str, wanted: dict[TaskId, Wanted], again: bool, handled: int) -> None:
+        ids, rows = list(wanted), wanted.values()
         left = [max(1, int((row.deadline - self.now) * 1000)) for row in rows]
         zeros = [0] * len(ids)
         columns = Columns(ids, zeros, left, zeros, zeros, [row.payload for row in rows])
-        self.turn(events.TasksSubmitted(gateway.address, gateway.session, Submit(route, columns, again)))
+        submit = Submit(route, columns, again, handled=handled)
+        self.turn(events.TasksSubmitted(gateway.address, gateway.session, submit))
 
-    def _wanted_of(self, gateway: Speaker) -> dict[str, list[TaskId]]:
+    def _wanted_of(self, gateway: Asker) -> dict[str, list[TaskId]]:
         by_path: dict[str, list[TaskId]] = {}
         for id, wanted in self.wanted.items():
             if wanted.gateway is gateway:
@@ -326,7 +373,8 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.wanted)
     @rule(
-        number=small, what=st.sampled_from(["submit again", "submit twice", "cancel", "cancel", "reconnect", "leave"])
+        number=small,
+        what=st.sampled_from(["submit again", "submit twice", "cancel", "cancel", "reconnect", "leave", "lose link"]),
     )
     def gateway_does(self, number: int, what: str) -> None:
         gateway = self.gateways[number % 2]
@@ -336,34 +384,75 @@ class DispatcherMachine(RuleBasedStateMachine):
                     self._submit(gateway, path, ids, again=what == "submit again")
             case "cancel":
                 self._cancel(number)
+            case "lose link":
+                if gateway.is_linked:
+                    gateway.is_linked, gateway.lost_at = False, self.now
             case "reconnect":
                 self._gateway_reconnects(gateway, float(number))
             case _:
                 self._gateway_leaves(gateway)
+
+    @precondition(lambda self: self.wanted)
+    @rule(number=small, faults=small, seconds=st.sampled_from([0.0, 0.5, 1.0]), is_back=st.booleans())
+    def answers_are_missed(self, number: int, faults: int, seconds: float, is_back: bool) -> None:
+        """A gateway is out of reach when its tasks are answered."""
+        gateway = self.gateways[number % 2]
+        if gateway.is_linked:
+            gateway.is_linked, gateway.lost_at = False, self.now
+        self.all_finish(faults)
+        self._beat_for(seconds)
+        if is_back and not gateway.is_linked:
+            self._gateway_returns(gateway)
 
     def _cancel(self, number: int) -> None:
         chosen = list(self.wanted)[number::3]
         for gateway in self.gateways:
             own = [id for id in chosen if self.wanted[id].gateway is gateway]
             chosen = [id for id in chosen if id not in own]
-            for id in own:
-                del self.wanted[id]
-            self.turn(events.TasksCancelled(gateway.address, gateway.session, Cancel(own, "client gone")))
+            if gateway.is_linked:
+                self._forget(gateway, own, "client gone")
 
-    def _gateway_reconnects(self, gateway: Speaker, seconds: float) -> None:
-        seconds = min(seconds, 4.0)
+    def _forget(self, gateway: Asker, ids: list[TaskId], reason: str) -> None:
+        for id in ids:
+            del self.wanted[id]
+        cancel = Cancel(ids, reason, gateway.handled())
+        self.turn(events.TasksCancelled(gateway.address, gateway.session, cancel))
+
+    def _gateway_reconnects(self, gateway: Asker, seconds: float) -> None:
+        if gateway.is_linked:
+            gateway.is_linked, gateway.lost_at = False, self.now
         self.turn(events.PeerUnreachable(gateway.address))
-        self.turn(*[beat for beat in self._beats() if beat.address != gateway.address], after=seconds)
-        self._greet(gateway, Role.GATEWAY)
-        for path, ids in self._wanted_of(gateway).items():
-            self._submit(gateway, path, ids, again=True)
+        self._beat_for(seconds)
+        if not gateway.is_linked:
+            self._gateway_returns(gateway)
 
-    def _gateway_leaves(self, gateway: Speaker) -> None:
+    def _gateway_returns(self, gateway: Asker) -> None:
+        """It submits what has no answer and has time left, before it hears what the broker says again."""
+        late = [id for id, it in self.wanted.items() if it.gateway is gateway and it.deadline <= self.now]
+        by_path = {
+            path: {id: self.wanted[id] for id in ids if id not in late}
+            for path, ids in self._wanted_of(gateway).items()
+        }
+        self._greet(gateway, Role.GATEWAY)
+        for path, wanted in by_path.items():
+            self._say_submit(gateway, path, wanted, True, 0)
+        self._forget(gateway, [id for id in late if id in self.wanted], "deadline")
+
+    def _beat_for(self, seconds: float, *, workers: bool = True) -> None:
+        """Time passes; no gateway stays away for so long that it would be given up."""
+        for gateway in self.gateways:
+            if not gateway.is_linked and self.now + seconds - gateway.lost_at >= LIMITS.dead_seconds - 1:
+                self._gateway_returns(gateway)
+        self.turn(*self._beats(workers=workers), after=seconds)
+
+    def _gateway_leaves(self, gateway: Asker) -> None:
+        if not gateway.is_linked:
+            return
         for ids in self._wanted_of(gateway).values():
             for id in ids:
                 del self.wanted[id]
         self.turn(events.PeerLeft(gateway.address, gateway.session, Goodbye([])))
-        self.gateways[self.gateways.index(gateway)] = self._greet(Speaker(self._peer(), 0), Role.GATEWAY)
+        self.gateways[self.gateways.index(gateway)] = self._greet(Asker(self._peer(), 0), Role.GATEWAY)
 
     # ── workers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -425,6 +514,20 @@ class DispatcherMachine(RuleBasedStateMachine):
         event = self._finish(hands, rows, faults) if hands is not None else None
         if event is not None:
             self.in_flight.setdefault(hands.address, []).append(event)
+
+    @rule(number=small, faults=small, more=st.integers(0, 20))
+    def results_of_another_epoch_arrive(self, number: int, faults: int, more: int) -> None:
+        """Of tasks that are anywhere, or nowhere."""
+        hands = self._worker(number, is_linked=True)
+        if hands is None:
+            return
+        ids = [*list(self.wanted)[more % 3 :: 3], TaskId(10**6)]
+        statuses = [int(FAULTS[(faults + row) % len(FAULTS)]) for row in range(len(ids))]
+        payloads = [result_of(id, hands.stage) for id in ids]
+        self.ok_sent |= {(id, hands.stage) for id, status in zip(ids, statuses, strict=True) if status == 0}
+        rows = list(range(len(ids)))
+        results = Results(self.epoch + 1, LeaseId(1), rows, statuses, [0] * len(ids), payloads, 3, ids)
+        self.say(hands, hands.says(results), after=0.001)
 
     @precondition(lambda self: self.in_flight)
     @rule(number=small)
@@ -493,6 +596,11 @@ class DispatcherMachine(RuleBasedStateMachine):
         if what == "be unreachable":
             self.turn(events.PeerUnreachable(hands.address))
 
+    @rule(socket=st.integers(-1, 2), count=st.integers(1, 3))
+    def a_socket_loses_somebody(self, socket: int, count: int) -> None:
+        for _ in range(count):
+            self.turn(events.ConnectionLost(socket), after=0.03)
+
     @precondition(lambda self: self.unsent)
     @rule(is_found=st.booleans())
     def sending_fails(self, is_found: bool) -> None:
@@ -503,23 +611,26 @@ class DispatcherMachine(RuleBasedStateMachine):
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _beat(self, speaker: Speaker) -> events.PeerBeat:
-        return events.PeerBeat(speaker.address, speaker.session, Heartbeat(self.epoch, 0, []))
+        handled = speaker.handled() if isinstance(speaker, Asker) else 0
+        return events.PeerBeat(speaker.address, speaker.session, Heartbeat(self.epoch, handled, []))
 
     def _beats(self, *, workers: bool = True) -> list[events.PeerBeat]:
-        heard = [self.agent, *self.gateways]
+        heard = [self.agent, *[gateway for gateway in self.gateways if gateway.is_linked]]
         if workers:
             heard += [hands for hands in self.workers if hands.is_alive and hands.is_linked]
         return [self._beat(speaker) for speaker in heard]
 
     @rule(seconds=st.sampled_from(SECONDS), is_silent=st.integers(0, 3))
     def time_passes(self, seconds: float, is_silent: int) -> None:
-        self.turn(*self._beats(workers=is_silent != 3), after=seconds)
+        self._beat_for(seconds, workers=is_silent != 3)
 
     @rule(is_stall=st.integers(0, 3))
     def wake_up(self, is_stall: int) -> None:
         if is_stall == 3:
+            for gateway in self.gateways:
+                gateway.lost_at += 30.0
             self.turn(events.Stalled(30.0), events.Tick(), after=30.0)
-        self.turn(*self._beats(), after=max(0.0, self.dispatcher.next_wakeup() - self.now))
+        self._beat_for(max(0.0, self.dispatcher.next_wakeup() - self.now))
 
     # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -527,6 +638,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         if not hasattr(self, "workers"):
             return
         self.has_poison = False
+        for gateway in self.gateways:
+            if not gateway.is_linked:
+                self._gateway_returns(gateway)
         for stage in (0, 1):
             if not any(hands.is_alive and hands.stage == stage for hands in self.workers):
                 self.spawn(stage, 2)
@@ -550,6 +664,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         mesh = self.dispatcher.mesh
         assert not mesh.tasks and not mesh.task_bytes, "nobody waits, and something is kept"
         assert not mesh.leases and not mesh.exiting, "nobody works, and leases are kept"
+        self.turn(*self._beats())
+        kept = [gateway.kept for gateway in mesh.directory.gateways()]
+        assert not any(len(one) or one.bytes for one in kept) and not mesh.held, "answers are kept that were heard"
 
 
 EASY = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
@@ -610,7 +727,32 @@ def suspects_go_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def what_was_answered_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KeptReplies, "answered", lambda kept: frozenset())
+
+
+def answers_die_with_their_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(kept: KeptReplies) -> None:
+        kept.said.clear()
+        kept.unsaid, kept.bytes = [], 0
+
+    monkeypatch.setattr(KeptReplies, "lose_session", forgetful)
+
+
+def acknowledged_answers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    acknowledge = KeptReplies.acknowledge
+    monkeypatch.setattr(KeptReplies, "acknowledge", lambda kept, handled: acknowledge(kept, handled - 1))
+
+
+def what_came_back_is_leased_for_a_gateway_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mesh, "not_held", lambda mesh, stage, tasks: tasks)
+
+
 MUTATIONS = [
+    what_was_answered_is_run_again,
+    answers_die_with_their_session,
+    acknowledged_answers_are_kept,
+    what_came_back_is_leased_for_a_gateway_that_is_full,
     leave_forgets_bytes,
     release_grants_twice,
     endings_return_what_was_answered,

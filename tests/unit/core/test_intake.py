@@ -1,5 +1,7 @@
 """What gateways say: tasks are admitted, shed or refused; SUBMIT is idempotent; cancelled tasks leave."""
 
+import pytest
+
 from tests.unit.core.world import ABORTED, World, stage
 from zmesh.messages import Tasks
 
@@ -134,14 +136,15 @@ def test_a_route_through_a_failing_stage_is_unavailable_at_once_and_others_are_n
     assert world.turn(gateway.submits(2, route="/e")) == []
 
 
-def test_a_draining_broker_says_again_and_takes_only_what_was_accepted_before():
+def test_a_draining_broker_finishes_what_it_has_and_says_again_to_all_else():
     world = World()
     gateway, agent, worker = world.gateway(), world.agent(), world.worker(credit=2)
     world.turn(gateway.submits(1))
-    assert world.turn(agent.asks_to_drain()) == []
+    assert world.turn(agent.asks_to_drain()) == ["g ← DRAIN"]
     assert world.turn(gateway.submits(1, 2)) == ["g ← REPLY 2 AGAIN '100'"]
-    assert world.turn(gateway.submits(3, again=True)) == []
-    assert world.turn(worker.finishes(1)) == ["w1 ← TASKS 2: 3, ACK 1", "g ← REPLY 1 ok"]
+    assert world.turn(gateway.submits(1, 3, again=True)) == ["g ← REPLY 3 AGAIN '100'"]
+    assert world.turn(worker.finishes(1)) == ["g ← REPLY 1 ok"]
+    assert world.turn(gateway.submits(1, again=True)) == [], "its answer is on its way"
 
 
 # CANCEL
@@ -182,3 +185,51 @@ def test_a_queue_whose_tasks_were_cancelled_does_not_keep_them():
     world.turn(gateway.submits(*range(200)))
     world.turn(gateway.cancels(*range(199)))
     assert len(world.stage().queue._queue) < 70
+
+
+def test_many_cancelled_at_one_worker_are_split_like_any_message():
+    world = World(stage(max_batch_size=2), message_rows_max=3)
+    gateway = world.gateway()
+    world.worker(credit=2)
+    world.turn(gateway.submits(1, 2, 3, 4))
+    assert world.turn(gateway.cancels(1, 2, 3, 4)) == ["w1 ← CANCEL 1 2 3: client gone", "w1 ← CANCEL 4: client gone"]
+
+
+# Once only
+
+
+@pytest.mark.parametrize("stays_away", [4.0, 6.0])
+def test_what_may_run_once_is_not_run_again_for_a_gateway_that_was_given_up_meanwhile(stays_away: float):
+    world = World(stage("pay", retry=False), stage("embed"), routes={"/pay": ["embed", "pay"], "/e": ["embed"]})
+    gateway = world.gateway()
+    world.turn(gateway.submits(1, route="/pay"), gateway.submits(2, route="/e"))
+    world.turn(gateway.is_unreachable())
+    world.wait(stays_away, silent=[gateway])
+    gateway.reconnects()
+    world.turn(gateway.greets())
+    told = world.turn(
+        gateway.submits(1, route="/pay", again=True), gateway.submits(2, route="/e", again=True, all=True)
+    )
+    assert told == (["g ← REPLY 1 INTERNAL 'outcome unknown'"] if stays_away > 5 else [])
+    assert 2 in world.mesh.tasks
+    assert world.turn(gateway.submits(3, route="/pay")) == [], "what is new is not in doubt"
+    gateway.reconnects()
+    world.turn(gateway.greets())
+    world.turn(gateway.submits(4, route="/pay", again=True))
+    assert 4 in world.mesh.tasks, "it was lost on the way to a broker that remembers everything"
+
+
+def test_what_is_in_doubt_stays_so_until_its_gateway_has_said_all_that_it_wants():
+    world = World(stage("pay", retry=False))
+    gateway, agent = world.gateway(), world.agent()
+    world.turn(gateway.submits(1, 2, 3))
+    world.turn(gateway.is_unreachable())
+    world.wait(6.0, silent=[gateway])
+    for id in (1, 2, 3):  # each time the connection breaks before the rest is said
+        gateway.reconnects()
+        world.turn(gateway.greets())
+        if id == 3:
+            world.turn(agent.asks_to_drain())
+        told = world.turn(gateway.submits(id, again=True, all=id == 3))
+        assert told == [f"g ← REPLY {id} INTERNAL 'outcome unknown'"]
+    assert world.turn(gateway.submits(4, again=True)) == ["g ← REPLY 4 AGAIN '100'"]

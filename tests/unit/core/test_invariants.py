@@ -1,11 +1,13 @@
 """Every invariant bites: whatever is put out of true by hand is found."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.unit.core.world import SEGFAULT, World, stage
 from zmesh.core import invariants
+from zmesh.core.replies import KeptReplies
 from zmesh.core.tasks import Task, TaskState
 from zmesh.core.workers import Presence
 
@@ -164,6 +166,67 @@ def count_all_bytes(world: Busy) -> None:
     world.mesh.task_bytes -= 1
 
 
+def settle_an_end(world: Busy) -> None:
+    world.mesh.end_in(1.0, world.w1)
+
+
+def put_off_a_probe(world: Busy) -> None:
+    world.mesh.probes[1] = world.now + 1.0
+
+
+def mix_ends(world: Busy) -> None:
+    for number in (2.0, 1.0):
+        world.mesh.exiting.append((number, world.w1))
+
+
+def count_held(world: Busy) -> None:
+    world.stage("embed").queue.held += 1
+
+
+def count_held_bytes(world: Busy) -> None:
+    world.stage("embed").queue.held_bytes += 1
+
+
+def keep_answers(world: Busy) -> KeptReplies:
+    """Two answers were said and not acknowledged."""
+    world.turn(world.gateway_peer.submits(21, route="/nowhere"))
+    world.turn(world.gateway_peer.submits(22, route="/nowhere"))
+    return world.kept(world.gateway_peer)
+
+
+def mix_answers(world: Busy) -> None:
+    keep_answers(world).said.reverse()
+
+
+def keep_what_was_never_said(world: Busy) -> None:
+    kept = keep_answers(world).said[1]
+    kept.reply = replace(kept.reply, number=99)
+
+
+def count_answers(world: Busy) -> None:
+    keep_answers(world).bytes += 1
+
+
+def keep_too_many_bytes(world: Busy) -> None:
+    kept = keep_answers(world)
+    kept.said[0].bytes += world.limits.answer_bytes_max
+    kept.bytes += world.limits.answer_bytes_max
+
+
+def hold_for_nobody(world: Busy) -> None:
+    world.mesh.held[99] = world.first(TaskState.QUEUED).gateway
+
+
+def lease_for_the_full(world: Busy) -> None:
+    world.mesh.held[world.gateway_peer.session] = world.first(TaskState.QUEUED).gateway
+
+
+def hold_for_nothing(world: Busy) -> None:
+    lease_for_the_full(world)
+    world.mesh._hold(world.first(TaskState.QUEUED).gateway)
+    world.mesh.held.clear()
+
+
 @pytest.mark.parametrize(
     ("put_out_of_true", "complaint"),
     [
@@ -195,6 +258,18 @@ def count_all_bytes(world: Busy) -> None:
         (count_leased, "embed: leased tasks"),
         (hide, "each task waits or is leased"),
         (count_all_bytes, "bytes of all tasks"),
+        (settle_an_end, "embed/0: its end is settled or not"),
+        (mix_ends, "ends out of order"),
+        (put_off_a_probe, "a probe is put off"),
+        (count_held, "embed: held$"),
+        (count_held_bytes, "embed: held bytes"),
+        (mix_answers, "kept answers out of order"),
+        (keep_what_was_never_said, "an answer was never said"),
+        (count_answers, "bytes of kept answers"),
+        (keep_too_many_bytes, "too many answers, and its tasks are leased"),
+        (hold_for_nobody, "held back for the gateway 63, which is gone"),
+        (lease_for_the_full, "task 5 may be leased, its gateway is full"),
+        (hold_for_nothing, "task 5 is held back for nothing"),
     ],
 )
 def test_what_is_out_of_true_is_found(put_out_of_true: Callable[[Busy], None], complaint: str):

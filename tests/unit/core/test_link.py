@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from zmesh.config import Limits
-from zmesh.core.effects import Answer, LinkEffect, Reconnect, Report, Transmit
+from zmesh.core.effects import Answer, Leave, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, RequestsAbandoned, RequestsAccepted, Started, Tick
 from zmesh.core.link import Link, Request
+from zmesh.core.replies import ROW_BYTES
 from zmesh.messages import (
     Ack,
     Cancel,
@@ -161,11 +162,45 @@ def test_an_unknown_peer_connects_again_at_once_and_says_so_only_once():
 def test_a_refusal_is_reported_and_tried_again_when_the_broker_says(retry_after_ms, seconds):
     link = fresh_link()
     link.handle(Started(), now=0.0)
-    refuse = Refuse(RefuseCode.FINGERPRINT, "another app", retry_after_ms)
+    refuse = Refuse(RefuseCode.ERROR, "too many", retry_after_ms)
     assert link.handle(Heard(SessionId(0), refuse), now=0.1) == [
-        Report("error", "the broker refuses this gateway: another app"),
+        Report("error", "the broker refuses this gateway: too many"),
         Reconnect(seconds),
     ]
+
+
+FOR_GOOD = [RefuseCode.VERSION, RefuseCode.ROLE, RefuseCode.FINGERPRINT, RefuseCode.KEY]
+
+
+@pytest.mark.parametrize("code", FOR_GOOD)
+def test_a_gateway_that_no_broker_ever_welcomed_ends_when_it_is_refused_for_good(code: RefuseCode):
+    link = fresh_link()
+    link.handle(Started(), now=0.0)
+    request = ask(link)
+    link.handle(RequestsAccepted([request]), now=0.1)
+    no = Heard(SessionId(0), Refuse(code, "start it with the same app file"))
+    assert link.handle(no, no, now=0.2) == [Leave("start it with the same app file", 1)]
+    assert link.handle(Started(), LinkLost(), Heard(SESSION, WELCOME), now=0.3) == []
+    assert link.next_wakeup() == 3.0, "what was accepted still has its outcome"
+    assert answers(link.handle(Tick(), now=3.0)) == [(request, Status.TIMEOUT, b"no answer before the deadline")]
+    assert link.next_wakeup() is None and link.handle(Tick(), now=99.0) == []
+
+
+@pytest.mark.parametrize("code", FOR_GOOD)
+def test_a_gateway_that_was_welcome_before_tries_again_ever_more_rarely(code: RefuseCode):
+    link = joined_link()
+    no, waits = Heard(SessionId(0), Refuse(code, "another app")), []
+    for now in range(100, 107):
+        link.handle(Started(), now=now)
+        report, reconnect = link.handle(no, now=now)
+        assert report == Report("error", "the broker refuses this gateway: another app")
+        waits.append(reconnect.after_seconds)
+    assert waits == [1, 2, 4, 8, 16, 16, 16]
+    for now in range(107, 1200):  # a few hours of it
+        link.handle(Started(), now=now)
+        assert link.handle(no, now=now)[-1] == Reconnect(16)
+    rejoin(link, WELCOME, 1200.0)
+    assert link.handle(no, now=1200.1)[1] == Reconnect(1.0), "it was welcome again"
 
 
 def test_a_lost_link_is_made_anew_soon_and_without_a_session_later():
@@ -370,6 +405,19 @@ def test_the_highest_reply_number_goes_into_whatever_is_said_next():
         Cancel([second.id], "gone", handled=4),
         Heartbeat(EPOCH, 4, []),
     ]
+
+
+def test_many_bytes_of_answers_are_acknowledged_at_once_and_few_with_the_next_word():
+    limits = Limits(answer_bytes_max=8 * 1000)
+    link = fresh_link(limits)
+    link.handle(Started(), Heard(SESSION, WELCOME), now=0.0)
+    one, two, three = [ask(link) for _ in range(3)]
+    link.handle(RequestsAccepted([one, two, three]), now=0.05)
+    small, large = b"x" * (1000 - ROW_BYTES), b"x" * (1001 - ROW_BYTES)
+    assert said(link.handle(reply(1, (one, Status.OK, small)), now=0.1)) == []
+    assert said(link.handle(reply(2, (two, Status.OK, large)), now=0.2)) == [Heartbeat(EPOCH, 2, [])]
+    assert said(link.handle(reply(3, (three, Status.OK, small)), now=0.3)) == [], "the count began anew"
+    assert said(link.handle(Tick(), now=1.2)) == [Heartbeat(EPOCH, 3, [])]
 
 
 def test_a_number_of_another_session_acknowledges_nothing_but_its_answer_counts():

@@ -1,7 +1,7 @@
 """What workers say of their batches: rows, leases and lateness."""
 
 from tests.unit.core.world import KILLED, SEGFAULT, WorkerPeer, World, stage
-from zmesh.messages import Kind, Reply, Results, Status
+from zmesh.messages import LIST_ITEMS_MAX, Ack, Kind, Reply, Results, Status, Tasks
 
 # Rows
 
@@ -241,3 +241,52 @@ def test_results_that_come_after_the_end_of_their_process_are_not_acknowledged_a
     world.turn(worker.finishes(1))
     assert world.wait(2.0) == []
     assert world.stage().batch_seconds.sum == 0.0 and world.stage().batcher.service == 0.0
+
+
+# Results of another epoch
+
+
+def test_a_success_of_the_former_epoch_counts_for_a_task_that_waits_here_again():
+    world = World(stage(max_batch_size=1))
+    gateway, worker = world.gateway(), world.worker()
+    world.turn(gateway.submits(1, 2, again=True))
+    assert world.turn(worker.finishes_of_old(1, 9, payload=b"7")) == ["g ← REPLY 1 ok '7'"]
+    assert world.mesh.late == 1 and list(world.mesh.tasks) == [2]
+    assert world.stage().counts.tasks_ok == 1 and world.stage().queue.waiting == 1
+    assert world.turn(worker.credits(1)) == ["w1 ← TASKS 1: 2"]
+
+
+def test_a_success_of_the_former_epoch_moves_a_task_on_and_voids_the_lease_that_has_it():
+    world = World(stage("embed"), stage("rank"))
+    gateway, w1, w2 = world.gateway(), world.worker("w1", credit=1), world.worker("w2")
+    rank = world.worker("rank", "rank", credit=1)
+    world.turn(gateway.submits(1, 2, again=True))
+    assert world.turn(w2.finishes_of_old(1, payload=b"half")) == ["rank ← TASKS 2: 1"]
+    assert world.mesh.tasks[1].compute_us == 5
+    assert world.turn(w2.finishes_of_old(1)) == [], "it has moved on"
+    assert world.turn(w1.finishes(1)) == [] and world.mesh.late == 2
+    assert world.turn(rank.finishes(2)) == ["rank ← TASKS 3: 2, ACK 2", "g ← REPLY 1 ok"]
+
+
+def test_an_error_of_the_former_epoch_counts_for_nothing():
+    world = World()
+    gateway, worker = world.gateway(), world.worker()
+    world.turn(gateway.submits(1, again=True))
+    assert world.turn(worker.finishes_of_old(1, status=Status.INTERNAL)) == []
+    assert world.mesh.late == 1 and list(world.mesh.tasks) == [1]
+
+
+# Acknowledgements
+
+
+def test_acknowledgements_are_split_like_any_list():
+    world = World()
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    many = list(range(1000, 1000 + LIST_ITEMS_MAX + 2))
+    world.record(worker).acks = many.copy()
+    world.turn(gateway.submits(1))
+    (tasks,) = world.messages(Tasks)
+    assert tasks.acks == many[:LIST_ITEMS_MAX]
+    world.record(worker).acks = many.copy()
+    world.turn(worker.beats(), gateway.beats(), after=1.0)
+    assert [ack.leases for ack in world.messages(Ack)] == [many[:LIST_ITEMS_MAX], many[LIST_ITEMS_MAX:]]

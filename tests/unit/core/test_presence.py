@@ -7,7 +7,7 @@ from zmesh.core import events
 from zmesh.core.effects import Send
 from zmesh.core.tasks import TaskState
 from zmesh.core.workers import Presence
-from zmesh.messages import Heartbeat, Role, Stats, WorkerState
+from zmesh.messages import Ack, Drain, Heartbeat, Role, Stats, Tasks, WorkerState
 
 GRACE = 0.02
 
@@ -290,6 +290,13 @@ def test_a_failing_stage_is_well_again_with_its_first_worker_that_is_ready():
     assert world.turn(gateway.submits(1)) == ["well ← TASKS 1: 1"]
 
 
+def test_a_reason_without_an_end_is_cut_before_it_goes_to_every_client():
+    world = World()
+    agent, worker = world.agent(), world.worker()
+    world.turn(agent.reports(worker, 1, reason="x" * 5000, failing=True))
+    assert world.stage().failing == f"stage embed does not start: {'x' * 1000}"
+
+
 # Lost and leaving
 
 
@@ -320,6 +327,28 @@ def test_nobody_at_an_address_can_be_unreachable_without_consequence():
     assert world.turn(world.stranger().is_unreachable()) == []
 
 
+def test_the_leases_of_a_lost_worker_end_at_its_grace_and_not_with_a_sweep():
+    world = World(hello_grace_seconds=0.3)
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1))
+    world.worker("w2", credit=1)
+    world.turn(worker.is_unreachable(), after=0.1)
+    assert world.dispatcher.next_wakeup() == world.now + 0.3
+    assert world.turn(worker.is_unreachable(), after=0.2) == [], "what is known does not put its end off"
+    assert world.turn(after=0.1) == ["forget w1", "w2 ← TASKS 2: 1"]
+
+
+def test_a_lost_worker_that_is_back_is_not_ended_by_its_former_grace():
+    world = World()
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1))
+    world.turn(worker.is_unreachable())
+    worker.reconnects()
+    world.turn(worker.greets(running=[1], epoch=epoch(world)), after=0.5)
+    assert world.turn(after=0.5) == []
+    assert world.turn(worker.finishes(1)) == ["g ← REPLY 1 ok"]
+
+
 def test_a_worker_that_says_goodbye_is_gone_at_once_and_what_it_held_is_leased_again():
     world = World()
     gateway, worker = world.gateway(), world.worker(credit=1)
@@ -343,14 +372,41 @@ def test_a_stranger_may_not_say_goodbye_drain_or_ask():
     stranger = world.stranger()
     refused = ["stranger ← REFUSE UNKNOWN_PEER: say HELLO again"]
     assert world.turn(stranger.leaves()) == refused
-    assert world.turn(stranger.asks_to_drain()) == refused and not world.mesh.draining
+    assert world.turn(stranger.asks_to_drain()) == refused and world.mesh.drain is None
     assert world.turn(stranger.asks_for_stats()) == refused
+
+
+def test_a_broker_that_drains_tells_every_gateway_and_no_worker():
+    world = World()
+    world.gateway("one")
+    agent = world.agent()
+    world.worker(credit=1)
+    two = world.gateway("two")
+    assert world.turn(agent.asks_to_drain()) == ["one ← DRAIN", "two ← DRAIN"]
+    assert world.messages(Drain) == [Drain(0, "enough")] * 2
+    two.reconnects()
+    assert world.turn(two.greets()) == ["two ← WELCOME", "two ← DRAIN"]
+    world.worker("w2")
 
 
 # Sends that failed
 
 
-def test_what_could_not_be_sent_but_tasks_is_said_again_by_its_own_timer():
+def test_an_acknowledgement_that_could_not_be_sent_is_said_again():
+    world = World(stage(max_batch_size=1))
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1, 2))
+    assert world.turn(worker.finishes(1))[0] == "w1 ← TASKS 2: 2, ACK 1"
+    (tasks,) = world.messages(Tasks)
+    assert world.turn(events.SendFailed(worker.address, tasks)) == ["w1 ← TASKS 3: 2, ACK 1"]
+    world.turn(worker.finishes(3))
+    assert world.turn(after=1.0) == ["w1 ← ACK 3"]
+    (ack,) = world.messages(Ack)
+    assert world.turn(events.SendFailed(worker.address, ack)) == []
+    assert world.turn(after=1.0) == ["w1 ← ACK 3"]
+
+
+def test_what_else_could_not_be_sent_is_said_again_by_its_own_timer():
     world = World()
     gateway, worker = world.gateway(), world.worker(credit=1)
     world.turn(gateway.submits(1))
@@ -394,9 +450,9 @@ def test_a_gateway_whose_connection_was_lost_has_as_long_to_come_back():
     world = World()
     gateway = world.gateway()
     world.turn(gateway.submits(1))
-    world.wait(2.0)
+    assert world.wait(4.0, silent=[gateway]) == []
     world.turn(gateway.is_unreachable())
-    assert world.wait(4.0) == []
+    assert world.wait(4.0, silent=[gateway]) == [], "its silence before does not count"
     assert world.wait(1.0) == ["forget g"]
 
 
@@ -424,6 +480,49 @@ def test_a_worker_whose_process_ended_is_not_swept_but_ended_after_its_grace():
     assert world.wait(0.5) == ["forget w1"]
 
 
+def test_a_lost_worker_whose_exit_is_reported_just_before_its_grace_ends_has_its_last_words():
+    world = World(exit_grace_seconds=0.1)
+    gateway, agent, worker = world.gateway(), world.agent(), world.worker(credit=1)
+    world.turn(gateway.submits(1))
+    world.turn(worker.is_unreachable())
+    world.turn(agent.reports(worker, KILLED, lease=1), after=0.95)
+    assert world.turn(after=0.06) == [], "its former grace is over"
+    assert world.turn(worker.finishes(1)) == ["g ← REPLY 1 ok"]
+    assert world.turn(after=0.05) == ["forget w1"]
+
+
+@pytest.mark.parametrize(
+    ("broker", "worker", "grace"), [("", "far", 0.02), ("here", "here", 0.02), ("here", "far", 0.2)]
+)
+def test_last_words_from_another_host_have_more_time(broker: str, worker: str, grace: float):
+    world = World(host=broker)
+    agent = world.agent()
+    stranger = world.stranger("w1", Role.WORKER, 1)
+    world.turn(stranger.greets(host=worker))
+    world.turn(agent.reports(stranger, KILLED))
+    assert world.dispatcher.next_wakeup() == world.now + grace
+    assert world.turn(after=grace - 0.001) == []
+    assert world.turn(after=0.001) == ["forget w1"]
+
+
+def test_a_process_that_ended_and_then_cannot_be_reached_keeps_its_grace():
+    world = World()
+    agent, worker = world.agent(), world.worker()
+    world.turn(agent.reports(worker, KILLED))
+    world.turn(worker.is_unreachable(), after=0.01)
+    assert world.turn(after=0.01) == ["forget w1"]
+
+
+def test_near_and_far_exits_end_in_the_order_of_their_graces():
+    world = World(host="here")
+    agent, near = world.agent(), world.worker("near")
+    far = world.stranger("far", Role.WORKER, 1)
+    world.turn(far.greets(host="there"))
+    world.turn(agent.reports(far, KILLED), agent.reports(near, KILLED))
+    assert world.turn(after=0.02) == ["forget near"]
+    assert world.turn(after=0.18) == ["forget far"]
+
+
 # A stall of the broker
 
 
@@ -446,6 +545,38 @@ def test_a_stalled_broker_does_not_move_the_deadlines_of_requests():
     world.turn(events.Stalled(60.0), after=60.0)
     worker = world.worker()
     assert world.turn(worker.credits(1)) == ["g ← REPLY 1 TIMEOUT 'no answer before the deadline'"]
+
+
+def test_last_words_have_their_time_after_a_stall():
+    world = World()
+    agent, exited, lost = world.agent(), world.worker("exited"), world.worker("lost")
+    back = world.worker("back")
+    for worker in (lost, back):
+        world.turn(worker.is_unreachable())
+    back.reconnects()
+    world.turn(back.greets())
+    world.turn(agent.reports(exited, KILLED))
+    assert world.turn(events.Stalled(60.0), after=60.0) == []
+    assert world.turn(after=0.02) == ["forget exited"]
+    assert world.turn(after=0.98) == ["forget lost"]
+    assert world.turn(back.credits(1)) == []
+
+
+def test_results_of_a_session_that_its_worker_gave_up_during_a_stall_still_count_whichever_is_read_first():
+    world = World(stage(max_batch_size=1))
+    gateway, worker = world.gateway(), world.worker(credit=2)
+    world.turn(gateway.submits(1, 2))
+    before = worker.finishes(1)
+    worker.reconnects()
+    hello = worker.greets(running=[2], answered=[1], epoch=epoch(world))
+    assert world.turn(events.Stalled(10.0), hello, before, after=10.0) == [
+        "w1 ← WELCOME",
+        "the old w1 ← REFUSE UNKNOWN_PEER: say HELLO again",
+        "g ← REPLY 1 ok",
+    ]
+    assert world.turn(worker.finishes(1)) == [] and world.mesh.late == 1
+    assert world.turn(worker.finishes(2)) == ["g ← REPLY 2 ok"]
+    assert world.turn(worker.beats(), gateway.beats(), after=1.0) == ["w1 ← ACK 1 2"]
 
 
 # Questions

@@ -8,7 +8,7 @@ from zmesh.core.tasks import Route, Step, Task, TaskState
 from zmesh.messages import TaskId
 
 ROUTE = Route("/go", (0, 1))
-GATEWAY = World().gateway()
+GATEWAY, OTHER = World().gateway(), World().gateway()
 
 
 def a_task(id: int, size: int = 10, arrived: float = 0.0) -> Task:
@@ -135,3 +135,35 @@ def test_a_cut_stops_where_the_small_payloads_would_not_fit_into_one_message():
     assert ids(queue.cut(9, 100)) == [5], "one that is over the limit by itself goes alone"
     assert ids(queue.cut(9, 100)) == [6]
     assert (queue.waiting, queue.bytes) == (0, 0)
+
+
+def hold(queue: StageQueue, tasks: list[Task]) -> None:
+    for task in tasks:
+        task.take(Step.HOLD)
+    queue.hold(tasks)
+
+
+def test_one_gateways_tasks_are_held_back_and_freed_in_order():
+    queue = StageQueue(0)
+    waiting = tasks(1, 2, 3, 4)
+    waiting[1].gateway = OTHER
+    queue.push(waiting)
+    cancel(queue, waiting[2])
+    hold(queue, queue.pull(GATEWAY))
+    assert (queue.waiting, queue.bytes, queue.held, queue.held_bytes) == (1, 10, 2, 20)
+    assert ids(queue.living()) == [2, 1, 4] and ids(queue.cut(9, 1000)) == [2]
+    assert queue.free(OTHER) == []
+    cancel(queue, waiting[3])
+    assert (queue.held, queue.held_bytes) == (1, 10)
+    assert ids(queue.free(GATEWAY)) == [1]
+    assert (queue.held, queue.held_bytes) == (0, 0) and not list(queue.living())
+
+
+def test_dead_who_were_held_back_are_swept_as_well():
+    queue = StageQueue(0)
+    held = tasks(*range(SWEEP_MIN + 3))
+    hold(queue, held)
+    for task in held[2:]:
+        cancel(queue, task)
+    queue.sweep()
+    assert ids(queue._held) == [0, 1]

@@ -144,6 +144,7 @@ def test_an_unknown_peer_connects_again_at_once_and_says_so_only_once():
     assert session.handle(STRANGER, STRANGER, LinkLost(), now=1.0) == [Reconnect(0.0)]
     assert session.next_wakeup() is None
     assert session.handle(Started(), now=1.0) == [Transmit(SessionId(0), replace(HELLO, connection=2, epoch=EPOCH))]
+    assert (fresh_session().epoch, session.epoch) == (0, EPOCH)
 
 
 def test_a_welcome_to_a_closed_socket_is_not_heard_and_one_said_twice_changes_nothing():

@@ -3,6 +3,7 @@
 import json
 
 from tests.unit.core.world import SEGFAULT, World, stage
+from zmesh.core.replies import ROW_BYTES
 
 
 def seen(world: World) -> dict:
@@ -20,7 +21,14 @@ def test_a_broker_that_just_started_shows_its_stages_and_routes_and_nothing_in_t
         {"path": "/er", "stages": ["embed", "rank"], "ready": False},
         {"path": "/r", "stages": ["rank"], "ready": False},
     ]
-    assert shown["counters"] == {"late": 0, "malformed": 0, "refused_peers": 0, "peers": 0}
+    assert shown["counters"] == {
+        "late": 0,
+        "malformed": 0,
+        "refused_peers": 0,
+        "peers": 0,
+        "kept_replies": 0,
+        "kept_bytes": 0,
+    }
 
 
 def test_a_route_is_ready_when_all_its_stages_are():
@@ -49,7 +57,12 @@ def test_queues_leases_workers_and_counts_are_those_of_the_moment():
     ]
     assert (embed["counters"]["deaths"], embed["counters"]["returned"]) == (1, 1)
     assert (shown["tasks"], shown["task_bytes"], shown["draining"]) == (3, 13, True)
-    assert shown["counters"] == {"late": 0, "malformed": 1, "refused_peers": 1, "peers": 3}
+    assert {name: shown["counters"][name] for name in ("late", "malformed", "refused_peers", "peers")} == {
+        "late": 0,
+        "malformed": 1,
+        "refused_peers": 1,
+        "peers": 3,
+    }
     world.turn(worker.credits(1))
     world.turn(worker.finishes(2))
     embed = seen(world)["stages"][0]
@@ -64,3 +77,14 @@ def test_a_failing_stage_says_why():
     agent, worker = world.agent(), world.worker()
     world.turn(agent.reports(worker, 1, reason="ValueError: no weights", failing=True))
     assert seen(world)["stages"][0]["failing"] == "stage embed does not start: ValueError: no weights"
+
+
+def test_answers_that_are_kept_and_tasks_that_are_held_back_are_shown():
+    world = World(answer_bytes_max=100)
+    gateway, worker = world.gateway(), world.worker(credit=2)
+    world.turn(gateway.submits(1))
+    world.turn(worker.finishes(1, payload=b"12345"))
+    world.turn(gateway.submits(2, 3))
+    shown = seen(world)
+    assert (shown["counters"]["kept_replies"], shown["counters"]["kept_bytes"]) == (1, 5 + ROW_BYTES)
+    assert (shown["stages"][0]["held"], shown["stages"][0]["queued"]) == (2, 0)

@@ -19,6 +19,8 @@ from zmesh.core import events, invariants
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import DispatcherEffect, Forget, Report, Send
 from zmesh.core.events import Address, DispatcherEvent
+from zmesh.core.peers import Gateway as GatewayRecord
+from zmesh.core.replies import KeptReplies
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Task
 from zmesh.core.workers import Worker
@@ -65,14 +67,20 @@ def stage(name: str = "embed", **settings: object) -> StagePlan:
 class World:
     """`routes` maps paths to names of stages; without it /go leads through all stages in order."""
 
-    def __init__(self, *stages: StagePlan, routes: Mapping[str, Sequence[str]] | None = None, **limits: object) -> None:
+    def __init__(
+        self,
+        *stages: StagePlan,
+        routes: Mapping[str, Sequence[str]] | None = None,
+        host: str = "",
+        **limits: object,
+    ) -> None:
         stages = stages or (stage(),)
         routes = routes or {GO: [one.name for one in stages]}
         planned = tuple(RoutePlan(path=path, stages=tuple(names)) for path, names in routes.items())
         self.plan = Plan(stages=stages, routes=planned)
         self.limits = Limits(**limits)
         self.now = 100.0
-        self.dispatcher = Dispatcher(self.plan, self.limits, Random(7), self.now)
+        self.dispatcher = Dispatcher(self.plan, self.limits, Random(7), self.now, host=host)
         self.mesh = self.dispatcher.mesh
         self.peers: list[Peer] = []  # who has been in a session
         self.everybody: list[Peer] = []
@@ -152,6 +160,12 @@ class World:
         assert isinstance(found, Worker)
         return found
 
+    def kept(self, peer: Peer) -> KeptReplies:
+        """What the broker keeps for a gateway."""
+        found = self.mesh.directory.sessions[peer.session]
+        assert isinstance(found, GatewayRecord)
+        return found.kept
+
     # Words for effects.
 
     @staticmethod
@@ -225,13 +239,14 @@ class Peer:
             "host": "here",
             "pid": 17,
             "fingerprint": self.world.plan.fingerprint,
+            "shape": self.world.plan.shape,
             "stage": self.world.plan.stages[self.socket - 1].name if self.role is Role.WORKER else "",
             **changes,
         }
         return events.PeerGreeted(self.address, Hello(**said))
 
-    def beats(self) -> events.PeerBeat:
-        return events.PeerBeat(self.address, self.session, Heartbeat(self.world.mesh.directory.epoch, 0, []))
+    def beats(self, handled: int = 0) -> events.PeerBeat:
+        return events.PeerBeat(self.address, self.session, Heartbeat(self.world.mesh.directory.epoch, handled, []))
 
     def leaves(self, *leases: int) -> events.PeerLeft:
         return events.PeerLeft(self.address, self.session, Goodbye([LeaseId(lease) for lease in leases]))
@@ -257,16 +272,18 @@ class Gateway(Peer):
         ms: int = 60_000,
         payload: bytes = b"x",
         again: bool = False,
+        all: bool = False,
+        handled: int = 0,
         contexts: list[Context | None] | None = None,
     ) -> events.TasksSubmitted:
         count = len(ids)
         columns = Columns(
             [TaskId(id) for id in ids], [1] * count, [ms] * count, [0] * count, [0] * count, [payload] * count, contexts
         )
-        return events.TasksSubmitted(self.address, self.session, Submit(route, columns, again))
+        return events.TasksSubmitted(self.address, self.session, Submit(route, columns, again, all, handled))
 
-    def cancels(self, *ids: int, reason: str = "client gone") -> events.TasksCancelled:
-        return events.TasksCancelled(self.address, self.session, Cancel([TaskId(id) for id in ids], reason))
+    def cancels(self, *ids: int, reason: str = "client gone", handled: int = 0) -> events.TasksCancelled:
+        return events.TasksCancelled(self.address, self.session, Cancel([TaskId(id) for id in ids], reason, handled))
 
 
 class WorkerPeer(Peer):
@@ -291,6 +308,15 @@ class WorkerPeer(Peer):
             epoch or mesh.directory.epoch, LeaseId(lease), named, said, [0] * len(named), [payload] * len(named), 5
         )
         return events.BatchFinished(self.address, session or self.session, results)
+
+    def finishes_of_old(self, *ids: int, status: Status = Status.OK, payload: bytes = b"") -> events.BatchFinished:
+        """RESULTS of a lease that another epoch gave, with the ids of its tasks."""
+        count = len(ids)
+        results = Results(
+            1, LeaseId(1), list(range(count)), [int(status)] * count, [0] * count, [payload] * count, 5,
+            [TaskId(id) for id in ids],
+        )  # fmt: skip
+        return events.BatchFinished(self.address, self.session, results)
 
     def cannot_be_sent(self, lease: int) -> events.SendFailed:
         """What the broker is told when TASKS of this lease never left."""

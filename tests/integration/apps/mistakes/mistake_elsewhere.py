@@ -1,0 +1,4 @@
+from helper import declare
+
+if __name__ == "__main__":
+    declare().run()

@@ -1,0 +1,3 @@
+from zmesh import Server
+
+server = Server()

@@ -1,0 +1,6 @@
+from zmesh import Worker
+
+
+class Parse(Worker):
+    def forward(self, data):
+        return data

@@ -1,0 +1,5 @@
+from zmesh import ServerError
+
+
+class Busy(ServerError):
+    http_status = 200

@@ -1,0 +1,14 @@
+from zmesh import Server, Worker
+
+
+class Parse(Worker):
+    example = {"x": 1}
+
+    def forward(self, data):
+        return data["text"]
+
+
+if __name__ == "__main__":
+    server = Server()
+    server.append_worker(Parse)
+    server.run()

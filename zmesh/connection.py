@@ -1,0 +1,119 @@
+"""One HTTP connection: uvicorn's, with bounds on the headers of a request in time and size, and our words in refusals.
+
+uvicorn bounds neither, so a client that never ends its headers would be waited for, and remembered, for ever. Headers
+nearly always come in one piece; nothing is timed before a piece is found not to end them. What cannot be a request is
+answered like every other mistake. A refused client may go on sending for a moment, which is read and dropped: closed
+at once, the connection would be reset and the answer lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from zmesh.answers import Refusal, failure, new_request_id
+
+__all__ = ["HEADER_BYTES_MAX", "HEADER_SECONDS", "Connection"]
+
+HEADER_BYTES_MAX = 64 * 1024
+HEADER_SECONDS = 10.0  # for the headers of a request to arrive, from their first byte
+LINGER_SECONDS = 2.0
+
+
+class _TooLarge(Exception):
+    """Ends the parser's work on this connection."""
+
+
+class Connection(HttpToolsProtocol):
+    """A refusal is the last answer on its connection."""
+
+    _in_headers = False
+    _size = 0  # bytes that came while headers were incomplete
+    _patience: asyncio.TimerHandle | None = None
+    _is_too_large = False
+    _is_refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # Like one between two requests; uvicorn would wait for the first for ever.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_keepalive_if_required()
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._size += len(data)
+        super().data_received(data)
+        if not self._in_headers:
+            self._size = 0
+            if self._patience is not None:
+                self._stop_waiting()
+        elif not self._is_refused:
+            if self._size > HEADER_BYTES_MAX:
+                self._refuse(_too_large())
+            elif self._patience is None:
+                self._patience = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def on_message_begin(self) -> None:
+        self._in_headers = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        if self._size > HEADER_BYTES_MAX:  # some of it may be body
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > HEADER_BYTES_MAX:
+                self._is_too_large = True
+                raise _TooLarge
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up, also when it was us who stopped it."""
+        self._refuse(_too_large() if self._is_too_large else Refusal(400, msg, close=True))
+
+    def _give_up(self) -> None:
+        self._refuse(
+            Refusal(408, f"request timeout: the headers did not arrive within {HEADER_SECONDS:g} s", close=True)
+        )
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self._is_refused = True
+        self._stop_waiting()
+        if self.transport.is_closing() or not self._is_their_turn():
+            return
+        status, headers, body = failure(refusal, new_request_id(), None)
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode()]
+        lines += [b"%s: %s\r\n" % header for header in headers]
+        self.transport.write(b"".join([*lines, b"\r\n", body]))
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+    def _is_their_turn(self) -> bool:
+        """Whether the next answer is that to the broken request. If not, the connection ends without this one."""
+        cycle = getattr(self, "cycle", None)  # typed as if there were always one
+        if cycle is None or cycle.response_complete:
+            return True
+        if self.pipeline or cycle.response_started:
+            self.transport.close()
+            return False
+        if not cycle.more_body:  # a request before it waits for its answer
+            cycle.keep_alive = False
+            return False
+        cycle.disconnected = True  # its body is what is broken
+        cycle.message_event.set()
+        return True
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
+def _too_large() -> Refusal:
+    return Refusal(431, f"headers are too large: at most {HEADER_BYTES_MAX} bytes", close=True)

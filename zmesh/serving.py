@@ -1,0 +1,142 @@
+"""The two programs that an agent starts beside its workers: a gateway, and a broker with a process of its own.
+
+A gateway process holds the broker as well, unless its agent's document names another one to join. A lone broker gets
+its plan as JSON and never runs the app file. Both live on one event loop until their agent says drain, and end at once
+when it is gone: nobody would restart or drain them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from zmesh import logs
+from zmesh.broker import Broker
+from zmesh.config import Plan, Settings
+from zmesh.errors import DrainExpired, StartError
+from zmesh.linkage import Port
+from zmesh.pipe import Pipe, child_pipe
+from zmesh.socketport import SocketPort
+from zmesh.transport import Context, raise_file_limit
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from zmesh.openapi import RouteSchema
+
+__all__ = ["heed", "main", "serve_gateway"]
+
+DOCUMENT_SECONDS = 30.0  # for the agent to say how a lone broker begins
+
+
+def serve_gateway(
+    plan: Plan,
+    settings: Settings,
+    pipe: Pipe,
+    document: Mapping[str, object],
+    app: FastAPI | None,
+    schemas: Mapping[str, RouteSchema],
+) -> int:
+    """The life of a gateway process; its exit code. `document` is what its agent said first. Raises StartError."""
+    from zmesh.gateway import Gateway
+
+    listen, fronts = document["listen"], document["fronts"]
+    assert isinstance(listen, int) and isinstance(fronts, list), document
+    raise_file_limit()
+
+    async def serve(listener: socket.socket) -> int:
+        loop, context = asyncio.get_running_loop(), Context()
+        broker = Broker(plan, settings.limits(), context, fronts, loop) if fronts else None
+        try:
+            if broker is not None:
+                broker.start()
+                port: Port = broker.local_port()
+            else:
+                port = SocketPort(context, str(document["front"]), settings.limits(), loop)
+            gateway = Gateway(plan, settings, port, app, schemas)
+            _obey(pipe, loop, gateway.start_drain)
+            serving = loop.create_task(gateway.serve(listener))
+            starting = loop.create_task(gateway.started.wait())
+            await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.cancel():
+                pipe.send(say="ready")
+            return 0 if await serving else DrainExpired.exit_code
+        finally:
+            loop.remove_reader(pipe.fd)
+            if broker is not None:
+                broker.close()
+            context.close()
+
+    with socket.socket(fileno=listen) as listener:
+        os.set_inheritable(listen, False)
+        return uvloop.run(serve(listener))
+
+
+async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str]) -> int:
+    """A broker alone; 0 when everything it held was answered before it left."""
+    loop, context = asyncio.get_running_loop(), Context()
+    broker = Broker(plan, settings.limits(), context, fronts, loop)
+    told: asyncio.Future[float] = loop.create_future()
+    try:
+        broker.start()
+        _obey(pipe, loop, lambda seconds: None if told.done() else told.set_result(seconds))
+        pipe.send(say="ready")
+        seconds = await told
+        broker.drain(seconds, "the broker stops")
+        try:
+            await asyncio.wait_for(broker.drained.wait(), seconds)
+        except TimeoutError:
+            return DrainExpired.exit_code
+        return 0
+    finally:
+        loop.remove_reader(pipe.fd)
+        broker.close()
+        context.close()
+
+
+def _obey(pipe: Pipe, loop: asyncio.AbstractEventLoop, drain: Callable[[float], None]) -> None:
+    """From now on do what the agent says."""
+    loop.add_reader(pipe.fd, heed, pipe, drain)
+    loop.call_soon(heed, pipe, drain)  # what came together with the document has no signal of its own
+
+
+def heed(pipe: Pipe, drain: Callable[[float], None]) -> None:
+    """What the agent has said: `drain` is called with seconds. When it is gone, so are we."""
+    lines = pipe.receive()
+    if lines is None:
+        os._exit(1)
+    for line in lines:
+        seconds = line.get("seconds")
+        if line.get("say") == "drain" and isinstance(seconds, int | float):
+            drain(float(seconds))
+
+
+def main() -> int:
+    """The life of a lone broker's process; its exit code."""
+    pipe = child_pipe()
+    if pipe is None:
+        sys.stderr.write("zmesh: a broker is started by its agent; start both with: zmesh broker app.py\n")
+        return 2
+    with closing(pipe):
+        document = pipe.receive_first(DOCUMENT_SECONDS)
+        plan, settings = Plan.from_json(str(document["plan"])), Settings.from_json(str(document["settings"]))
+        logs.setup(settings.log_level, "broker")
+        raise_file_limit()
+        fronts = document["fronts"]
+        assert isinstance(fronts, list), document
+        try:
+            return uvloop.run(_serve_broker(plan, settings, pipe, fronts))
+        except StartError as error:
+            pipe.send(say="failed", text="", line=str(error))
+            return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

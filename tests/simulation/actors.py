@@ -301,9 +301,6 @@ class Gateway(Process):
 
     def turn(self) -> None:
         happened: list[LinkEvent] = []
-        if self._is_lost:
-            self._is_lost = False
-            happened.append(LinkLost())
         if self._accepted:
             happened.append(RequestsAccepted([self._request(ask) for ask in self._accepted]))
             self._accepted = []
@@ -321,6 +318,9 @@ class Gateway(Process):
             self.line.flush()
             while (one := self.line.receive_one()) is not None:
                 self.handle(one)
+            if self._is_lost:  # what arrived before still counted
+                self.handle(LinkLost())
+            self._is_lost = False
         self.handle(events.Tick())
         if self.link.joined and self.world.now >= self._stats_at:
             self._stats_at = self.world.now + STATS_SECONDS

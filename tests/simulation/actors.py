@@ -14,12 +14,20 @@ from typing import TYPE_CHECKING
 from tests.simulation.checks import Broken
 from tests.simulation.model import Ask
 from tests.simulation.network import Cable, Garbage, PeerLine, Router, Sent, describe, ids_in
-from tests.simulation.today import KEEPS_REPLIES
 from tests.simulation.world import REACTION_SECONDS, Process
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import Answer, DispatcherEffect, Forget, Leave, LinkEffect, Reconnect, Report, Send, Transmit
-from zmesh.core.events import Address, DispatcherEvent, Heard, LinkEvent, RequestsAbandoned, RequestsAccepted, Started
+from zmesh.core.events import (
+    Address,
+    DispatcherEvent,
+    Heard,
+    LinkEvent,
+    LinkLost,
+    RequestsAbandoned,
+    RequestsAccepted,
+    Started,
+)
 from zmesh.core.link import Link
 from zmesh.messages import (
     Cancel,
@@ -43,7 +51,9 @@ if TYPE_CHECKING:
 __all__ = ["Broker", "Gateway"]
 
 LOCAL = -1
-STALL_SECONDS = 2.0  # a broker that did not run for longer says so
+BROKER_HOST = "h0"  # the first agent's host
+SAFETY_TICK_SECONDS = 0.5  # no turn is later
+STALL_SECONDS = 1.0  # a broker that did not run for longer says so
 PARKED_SECONDS_MAX = 5.0
 RETRY_SECONDS = 0.005
 STATS_SECONDS = 7.0  # how often somebody looks at /readyz
@@ -84,7 +94,8 @@ class Broker(Process):
         super().__init__(simulation.world, f"broker{number}")
         self.simulation, self.checks, self.network = simulation, simulation.checks, simulation.network
         plan, limits = simulation.plan, simulation.limits
-        self.dispatcher = Dispatcher(plan, limits, self.world.dice(f"broker {number}"), self.world.now)
+        dice = self.world.dice(f"broker {number}")
+        self.dispatcher = Dispatcher(plan, limits, dice, self.world.now, host=BROKER_HOST)
         self.router = Router(self.network, len(plan.stages) + 1, self.wake, self._saw_end)
         self.is_draining = False
         self.network.router = self.router
@@ -110,7 +121,7 @@ class Broker(Process):
 
     def _saw_end(self, socket: int) -> None:
         """The monitor of a socket tells that a connection ended, not whose."""
-        if KEEPS_REPLIES and self.is_alive:
+        if self.is_alive:
             self.overhear(events.ConnectionLost(socket))
 
     def turn(self) -> None:
@@ -143,7 +154,7 @@ class Broker(Process):
 
     def _arm(self) -> None:
         now = self.world.now
-        at = now + whole_ms(max(0.0, self.dispatcher.next_wakeup() - now))
+        at = now + min(SAFETY_TICK_SECONDS, whole_ms(max(0.0, self.dispatcher.next_wakeup() - now)))
         for address, queue in self.parked.items():
             connection = self.router.routes.get(address)
             free = connection.full_until if connection else now
@@ -257,7 +268,7 @@ class Gateway(Process):
         self._accepted: list[Ask] = []
         self._abandoned: list[Ask] = []
         self._heard: deque[LinkEvent] = deque()  # from a broker in this process
-        self._is_turning = False
+        self._is_turning = self._is_lost = False
         self._reopen_at: float | None = self.world.now
         self._stats_at = self.world.now + STATS_SECONDS * dice.random()
         self.wake()
@@ -281,6 +292,11 @@ class Gateway(Process):
             self._abandoned += asks
             self.wake()
 
+    def lost_connection(self) -> None:
+        """The monitor of its socket tells at once; a program without an event loop is left to find out."""
+        self._is_lost = True
+        self.wake()
+
     # Turns.
 
     def turn(self) -> None:
@@ -302,6 +318,9 @@ class Gateway(Process):
             self.line.flush()
             while (one := self.line.receive_one()) is not None:
                 self.handle(one)
+            if self._is_lost:  # what arrived before still counted
+                self.handle(LinkLost())
+            self._is_lost = False
         self.handle(events.Tick())
         if self.link.joined and self.world.now >= self._stats_at:
             self._stats_at = self.world.now + STATS_SECONDS

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Any, get_args
 
-from tests.simulation.today import KEEPS_REPLIES
 from zmesh.core import agency, contact, effects, events, tasks, workers
 
 __all__ = ["IMPOSSIBLE", "everything", "missing", "watching"]
@@ -36,8 +35,6 @@ TABLES: dict[str, dict[Enum, dict[Enum, Enum]]] = {
 IMPOSSIBLE = {
     "presence: EXITING EXIT": "a repeated EXITED is acknowledged and changes nothing: the first one decides",
 }
-if not KEEPS_REPLIES:
-    IMPOSSIBLE["a link asks for Leave"] = "a gateway ends by itself; nothing its broker says ends it yet"
 
 
 def everything() -> list[str]:

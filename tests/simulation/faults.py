@@ -16,7 +16,6 @@ from tests.simulation.model import Ask, Flaw, Part
 from tests.simulation.network import Cable, Connection, Garbage, Sent, Trigger
 from tests.simulation.scenario import Burst
 from tests.simulation.strangers import PATIENCE_SECONDS, Administrator, strangers
-from tests.simulation.today import SURVIVES_NO_ROOM
 from tests.simulation.world import START, Process
 from zmesh.core import events
 from zmesh.messages import Cancel, Credit, Exited, Hello, Kill, LeaseId, Reply, Results, Submit, Tasks, Welcome
@@ -30,7 +29,7 @@ KINDS: dict[str, float] = {
     "kill_worker": 3,
     "crash_worker": 2,
     "run_out_of_memory": 1,
-    "die_in_mid_sentence": 3,
+    "die_in_mid_sentence": 5,
     "worker_quits": 1,
     "stop_worker": 2,
     "drain_worker": 2,
@@ -51,6 +50,7 @@ KINDS: dict[str, float] = {
     "break_connection": 4,
     "break_behind_everybody": 2,
     "cut_off": 2,
+    "lose_acknowledgements": 2,
     "cut_off_host": 1,
     "lose_one_way": 2,
     "slow_cable": 2,
@@ -82,12 +82,11 @@ MOMENTS: dict[str, tuple[type, ...]] = {
     "break_connection": (Submit, Tasks, Results, Reply, Hello, Welcome, Credit, Exited, Cancel),
     "break_behind_everybody": (Submit, Tasks, Results, Reply, Welcome),
     "cut_off": (Submit, Tasks, Results, Reply),
+    "lose_acknowledgements": (Tasks,),
     "lose_one_way": (Submit, Tasks, Results, Reply, Welcome),
     "garbage_to_greeter": (Hello,),
     "remake_socket": (Hello, Results, Submit),
 }
-if not SURVIVES_NO_ROOM:
-    del KINDS["full_broker"]
 IN_WAIT = 0.6  # of those that can
 IN_WAIT_SECONDS = 2.0
 HALF_OPEN_SECONDS = (15.0, 30.0)  # until an end that heard nothing of a break learns of it (keep-alive)
@@ -463,6 +462,22 @@ class Faults:
         who = connection.dealer.owner.name
         return f"nothing arrives {'from' if up else 'at'} {who}, until that connection breaks in {seconds:.3f} s"
 
+    def lose_acknowledgements(self, near: Process | None) -> str:
+        """A gateway's word does not arrive for a while, so that its answers pile up; some of the workers are lost."""
+        gateways = [gateway for gateway in self.simulation.gateways if gateway.line and gateway.line.connection]
+        gateway = self._one(gateways)
+        if gateway is None or gateway.line is None or gateway.line.connection is None:
+            return ""
+        seconds, lost = self.dice.uniform(2.5, 4.5), []
+        self.network.lose(gateway.line.connection, down=False)
+        self.world.after(seconds, self.network.break_off, gateway.line.connection, 0.0, 0.0)
+        for worker in self.simulation.workers():
+            if worker.batch is not None and worker.line.connection is not None and self.dice.random() < 0.7:
+                self.network.break_off(worker.line.connection, self.dice.uniform(1.2, 2.0), 0.0)
+                lost.append(worker.name)
+        self.lasts(seconds)
+        return f"{gateway.name} is not heard for {seconds:.3f} s, and {' '.join(lost) or 'nobody'} is lost"
+
     def _cut(self, cables: list[Cable], seconds: float) -> None:
         for gateway in self.simulation.gateways:
             if gateway.line is not None and gateway.cable in cables:
@@ -547,14 +562,22 @@ class Faults:
         connection, broker = self._connection(near), self.simulation.broker
         if connection is None or broker is None:
             return ""
-        count = self.dice.choice((1, 4, 5, 8))
-        for _ in range(count):
-            broker.overhear(events.MessageBroken(connection.address, "prefix: nonsense"))
-        if count >= self.simulation.limits.strikes_max:
+        count, is_last = self.dice.choice((1, 4, 5, 8)), self.dice.random() < 0.3
+        if is_last:  # the broker knows that the connection is gone before it has read all that came by it
+            self.network.break_off(connection, self.dice.uniform(*HALF_OPEN_SECONDS), 0.0)
+            self.world.after(0.3, self._nonsense, connection, 8)
+        else:
+            self._nonsense(connection, count)
+        if is_last or count >= self.simulation.limits.strikes_max:
             seconds = self.simulation.limits.strike_seconds
             connection.dealer.owner.hurt(seconds)
             self.lasts(seconds)
         return f"{count} times nonsense from {connection.dealer.owner.name}"
+
+    def _nonsense(self, connection: Connection, count: int) -> None:
+        if self.simulation.broker is not None and self.simulation.broker.router is connection.router:
+            for _ in range(count):
+                self.simulation.broker.overhear(events.MessageBroken(connection.address, "prefix: nonsense"))
 
     def garbage_to_peer(self, near: Process | None) -> str:
         connection = self._connection(near)

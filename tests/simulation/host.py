@@ -69,7 +69,7 @@ class Worker(Process):
             peer=self.peer,
             stage=stage.name,
             worker_id=number,
-            host="host",
+            host=name.partition("/")[0].partition(".")[0],
             pid=1000 + number,
             fingerprint=fingerprint or simulation.plan.fingerprint,
             max_batch_size=stage.max_batch_size,
@@ -88,7 +88,7 @@ class Worker(Process):
         self._connect_at: float | None = None
         self._next: Run | None = None
         self._left: Leave | None = None
-        self._orders: list[DrainAsked] = []
+        self._orders: list[DrainAsked | LinkLost] = []
         self.world.after(self.dice.uniform(*BOOT_SECONDS), self._boot)
 
     def _boot(self) -> None:
@@ -108,6 +108,12 @@ class Worker(Process):
         deadline_ms = max(1, int(seconds * 1000))
         self._orders.append(DrainAsked((0, b""), SessionId(0), Drain(deadline_ms, "the agent stops")))
         self.wake()
+
+    def order_epoch(self, epoch: int) -> None:
+        """Its agent has met another broker."""
+        if self.session.epoch not in (0, epoch):
+            self._orders.append(LinkLost())
+            self.wake()
 
     def exit(self, code: int, *, linger: bool = False) -> None:
         """The process ends."""
@@ -291,7 +297,7 @@ class Agent(Process):
             for number in range(1, stage.num + 1):
                 cable = Cable(f"{self.name}/{stage.name}/{number}", seconds)
                 self.slots.append(Slot(stage, number, restarts, cable, start_at=self.world.now))
-        self._processes = 0
+        self._processes = self._epoch = 0
         self._connect_at: float | None = self.world.now
         self._gone: list[tuple[Worker, int, bool]] = []
         self.wake()
@@ -319,6 +325,10 @@ class Agent(Process):
         self.checks.agent_hears(events)
         effects = self.link.handle(*events, now=self.world.now)
         self.checks.agent_says(effects)
+        if self.link.joined and self.link.epoch != self._epoch:
+            self._epoch = self.link.epoch
+            for worker in self.workers:
+                worker.order_epoch(self._epoch)
         for effect in effects:
             match effect:
                 case Transmit(session, message):

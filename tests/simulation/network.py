@@ -2,7 +2,7 @@
 
 A *connection* is FIFO in both directions and loses nothing while it lives. When it breaks, what was on its way is lost
 from some message on, and each end learns of it when it learns of it, perhaps never by itself. A DEALER then connects
-again by itself, silently, and is known to the ROUTER under a new routing id; whatever it says comes from a stranger.
+again by itself and is known to the ROUTER under a new routing id; whatever it says comes from a stranger.
 A ROUTER finds nobody at an address that it knows to be gone (EHOSTUNREACH) and delivers what it had read before.
 Nothing is ever duplicated.
 
@@ -214,6 +214,7 @@ class Network:
             dealer.connection = None
             if not dealer.is_closed:
                 self.world.tell(dealer.owner.name, f"lost its connection {name_of(connection.address)}")
+                dealer.owner.lost_connection()
                 dealer.retry_seconds = self.dice.uniform(*RECONNECT_SECONDS)
                 self.world.after(dealer.retry_seconds, self._connected, dealer)
 

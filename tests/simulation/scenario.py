@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tests.simulation.today import KEEPS_REPLIES
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
 
 __all__ = ["FAULT_SECONDS", "Burst", "Scenario", "draw"]
@@ -81,18 +80,17 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
     is_isolated = dice.random() < 0.6
     gateways, hosts = dice.choice((1, 2, 3)), dice.choice((1, 1, 2))
     peers = gateways + hosts * (1 + sum(stage.num for stage in stages))
-    small = KEEPS_REPLIES and dice.random() < 0.3
-    answers = {"answer_bytes_max": dice.choice((400, 1500, 6000, 64 * MIB))} if KEEPS_REPLIES else {}
+    small = dice.random() < 0.3
     limits = Limits(
         queue_tasks_max=dice.choice((64, 128, 256)),
         late_leases_max=dice.choice((4, 64, 1024)),
         peers_max=peers + dice.choice((0, 2, 1000, 1000, 1000)),
+        answer_bytes_max=dice.choice((400, 1500, 6000, 64 * MIB)),
         frame_bytes_max=256 * KIB,
         message_rows_max=dice.choice((5, 20)) if small else 4096,
         message_inline_bytes_max=8 * KIB if small else 128 * KIB,
         exit_grace_seconds=dice.choice((0.020, 0.020, 0.200)),
         story_steps_max=512 if is_told else 1,  # stories are told when a seed is replayed, and cost time
-        **answers,
     )
     odds = {kind: weight for kind, weight in kinds.items() if dice.random() < 0.55}
     for kind in dice.sample(list(kinds), 6):

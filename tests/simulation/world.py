@@ -91,6 +91,9 @@ class Process:
         """Whatever this process does when it is woken."""
         raise NotImplementedError
 
+    def lost_connection(self) -> None:
+        """The socket's end of its connection is gone. Nothing tells most programs."""
+
     def wake(self) -> None:
         self.wake_at(self.world.now + REACTION_SECONDS)
 

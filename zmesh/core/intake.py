@@ -26,8 +26,8 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
     submit = event.message
     mesh.acknowledge(gateway, submit.handled)
     mesh.owed[gateway.session] = gateway
-    # The answers that are kept were said in this session already, or will be, so nothing is said twice here.
-    answered = gateway.kept.answered() if submit.again and len(gateway.kept) else NOBODY
+    # Answers that are owed or kept were said in this session already, or will be, so nothing is said twice here.
+    answered = gateway.answered() if submit.again else NOBODY
     route = mesh.routes.get(submit.route)
     if route is None:
         _refuse(mesh, gateway, submit, answered, Status.INTERNAL, f"the broker knows no route {submit.route}")

@@ -73,6 +73,10 @@ class Gateway(Peer):
         self.kept = former.kept
         self.kept.lose_session()
 
+    def answered(self) -> set[TaskId]:
+        """The tasks whose answers it is owed in this turn, or has not acknowledged; for looking them up."""
+        return {*self.owed.ids, *self.kept.answered()}
+
     def say_again(self) -> list[Reply]:
         """What was lost, under new numbers."""
         replies = []

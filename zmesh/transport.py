@@ -75,17 +75,22 @@ def stage_endpoint(front: str, index: int) -> str:
 
 
 class PrivateDirectory:
-    """A 0700 directory for ipc sockets, held by a lock that a dead process lets go."""
+    """A 0700 directory for ipc sockets, held by a lock that a dead process lets go. `is_ours`: made for this run."""
 
-    def __init__(self, path: Path, lock: int) -> None:
-        self.path, self._lock = path, lock
+    def __init__(self, path: Path, lock: int, *, is_ours: bool) -> None:
+        self.path, self._lock, self._is_ours = path, lock, is_ours
 
     @property
     def front(self) -> str:
         return f"ipc://{self.path}/front.s"
 
     def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+        """What we put there; the user may keep other things in a directory of their own."""
+        if self._is_ours:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            for left in (*self.path.glob("*.s"), self.path / "example"):
+                left.unlink(missing_ok=True)
         os.close(self._lock)
 
 
@@ -101,6 +106,7 @@ def private_directory(path: str = "") -> PrivateDirectory:
         _own(parent)
         _sweep(parent)
         place = Path(tempfile.mkdtemp(dir=parent))
+    is_ours = not path or not place.exists()
     _own(place)
     if len(str(place)) + len("/front.s") > IPC_PATH_BYTES_MAX - 8:
         raise StartError(f"the socket directory {place} is too long for ipc sockets; give a shorter --path")
@@ -110,7 +116,7 @@ def private_directory(path: str = "") -> PrivateDirectory:
     except OSError:
         os.close(lock)
         raise StartError(f"the socket directory {place} is in use by another zmesh; give another --path") from None
-    return PrivateDirectory(place, lock)
+    return PrivateDirectory(place, lock, is_ours=is_ours)
 
 
 def _own(place: Path) -> None:
@@ -318,7 +324,10 @@ class Dealer(_Endpoint):
         """False when the broker is away or does not read; nothing was sent then."""
         if self.disconnected():
             return False
-        _send_all(self._socket, frames)
+        try:
+            _send_all(self._socket, frames)
+        except zmq.Again:  # it ended between the two lines; not even the first frame was taken
+            return False
         return True
 
     def disconnected(self) -> bool:

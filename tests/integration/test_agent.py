@@ -98,6 +98,15 @@ def test_nothing_is_left_after_sigterm(tmp_path: Path):
         assert not (tmp_path / "s").exists()
 
 
+def test_what_the_user_keeps_in_the_socket_directory_stays(tmp_path: Path):
+    (tmp_path / "weights.bin").write_bytes(b"weeks of work")
+    with running(APP, "--path", str(tmp_path)) as mesh:
+        assert mesh.post("/moody", b"{}").status == 200
+        assert mesh.stop() == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "weights.bin"]
+    assert (tmp_path / "weights.bin").read_bytes() == b"weeks of work"
+
+
 def test_nothing_is_left_when_the_agent_itself_is_killed(tmp_path: Path):
     with running(APP, "--path", str(tmp_path / "s")) as mesh:
         family = list(children(mesh.process.pid))

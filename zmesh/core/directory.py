@@ -61,6 +61,7 @@ class Directory:
         self._closed: OrderedDict[SessionId, Worker] = OrderedDict()
         self._given_up: OrderedDict[PeerId, None] = OrderedDict()
         self._strikes: OrderedDict[Address, deque[float]] = OrderedDict()
+        self._reported: deque[float] = deque(maxlen=limits.strikes_max)  # when strikes were, whoever got them
 
     def known(self, event: Said, kind: type[P], now: float) -> P | None:
         """The peer that said this, if its session, its address and its role agree; else it is told, or struck."""
@@ -151,7 +152,8 @@ class Directory:
         self.malformed += 1
         strikes = self._strikes.setdefault(address, deque(maxlen=self._limits.strikes_max))
         strikes.append(now)
-        if not self._is_struck(address, now):
+        if not self._is_struck(address, now) and not self._is_full(self._reported, now):
+            self._reported.append(now)
             self._effects.append(Report("warning", f"a peer broke the protocol: {reason}"))
         while len(self._strikes) > STRUCK_MAX:
             self._strikes.popitem(last=False)
@@ -167,8 +169,11 @@ class Directory:
 
     def _is_struck(self, address: Address | None, now: float) -> bool:
         strikes = self._strikes.get(address) if address is not None else None
+        return strikes is not None and self._is_full(strikes, now)
+
+    def _is_full(self, times: deque[float], now: float) -> bool:
         limits = self._limits
-        return bool(strikes and len(strikes) == limits.strikes_max and now - strikes[0] < limits.strike_seconds)
+        return len(times) == limits.strikes_max and now - times[0] < limits.strike_seconds
 
     def forgive(self, gap_seconds: float) -> None:
         """We did not listen for that long, so nobody was silent."""

@@ -20,6 +20,7 @@ __all__ = ["on_batch_finished"]
 
 OK, AGAIN, INTERNAL = int(Status.OK), int(Status.AGAIN), int(Status.INTERNAL)
 SHORTEST_SERVICE_SECONDS = 1e-6
+COMPUTE_US_MAX = 2**63 - 1  # of a task over all stages; with more its REPLY could not be read, again and again
 
 
 def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
@@ -70,7 +71,7 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
         if not _is_at(task, stage) or (status != OK and task.lease is not lease):
             mesh.late += 1
             continue
-        task.compute_us += results.compute_us
+        task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
         if status == OK:
             good += 1
             _succeed(mesh, task, payload, kind, onward)
@@ -95,7 +96,7 @@ def _take_former(mesh: Mesh, stage: StageRecord, results: Results) -> None:
         task = mesh.tasks.get(id)
         if status == OK and task is not None and _is_at(task, stage):
             good += 1
-            task.compute_us += results.compute_us
+            task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
             _succeed(mesh, task, payload, kind, onward)
     stage.counts.tasks_ok += good
     mesh.late += len(results.rows) - good

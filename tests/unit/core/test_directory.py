@@ -234,6 +234,20 @@ def test_each_strike_but_the_last_is_reported():
     assert world.mesh.directory.malformed == 5
 
 
+def test_of_many_addresses_five_strikes_in_ten_seconds_are_reported_and_all_are_counted():
+    world = World()
+
+    def reports() -> int:
+        return sum(bool(world.turn(world.stranger(f"stranger {number}").sends_rubbish())) for number in range(20))
+
+    assert reports() == 5
+    world.now += 9.9
+    assert reports() == 0
+    world.now += 0.2
+    assert reports() == 5
+    assert world.mesh.directory.malformed == 60
+
+
 def test_five_strikes_within_ten_seconds_and_the_peer_is_not_heard_for_as_long():
     world = World()
     stranger = world.stranger()

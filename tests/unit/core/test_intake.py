@@ -56,6 +56,16 @@ def test_submitting_again_what_waits_or_runs_changes_nothing():
     assert world.turn(worker.finishes(1)) == ["w1 ← TASKS 2: 2, ACK 1", "g ← REPLY 1 ok"]
 
 
+@pytest.mark.parametrize("retry", [True, False])
+def test_what_is_answered_in_the_turn_in_which_it_is_submitted_again_is_not_run_again(retry: bool):
+    """A gateway and its worker come back at the same time, and the worker's results are read first."""
+    world = World(stage(retry=retry))
+    gateway, worker = world.gateway(), world.worker(credit=2)
+    assert world.turn(gateway.submits(1)) == ["w1 ← TASKS 1: 1"]
+    assert world.turn(worker.finishes(1, payload=b"42"), gateway.submits(1, again=True)) == ["g ← REPLY 1 ok '42'"]
+    assert not world.mesh.tasks
+
+
 # Shedding
 
 

@@ -1,7 +1,11 @@
 """What workers say of their batches: rows, leases and lateness."""
 
+from dataclasses import replace
+
 from tests.unit.core.world import KILLED, SEGFAULT, WorkerPeer, World, stage
-from zmesh.messages import LIST_ITEMS_MAX, Ack, Kind, Reply, Results, Status, Tasks
+from zmesh.config import Limits
+from zmesh.messages import LIST_ITEMS_MAX, Ack, Kind, Reply, Results, SessionId, Status, Tasks
+from zmesh.wire import decode, encode
 
 # Rows
 
@@ -13,6 +17,17 @@ def test_one_guilty_row_does_not_touch_its_neighbours():
     results = worker.finishes(1, statuses={1: Status.VALIDATION}, payload=b"r")
     assert world.turn(results) == ["g ← REPLY 1 ok 'r', 2 VALIDATION 'r', 3 ok 'r'"]
     assert (world.stage().counts.tasks_ok, world.stage().counts.tasks_error) == (2, 1)
+
+
+def test_no_compute_time_makes_an_answer_that_its_gateway_cannot_read():
+    world = World(stage("embed"), stage("rank"))
+    gateway, one, two = world.gateway(), world.worker("w1", credit=1), world.worker("w2", of="rank", credit=1)
+    world.turn(gateway.submits(1))
+    for worker, lease in ((one, 1), (two, 2)):
+        event = worker.finishes(lease)
+        world.turn(replace(event, message=replace(event.message, compute_us=2**63 - 1)))
+    (reply,) = world.messages(Reply)
+    assert decode(encode(reply, SessionId(1)), Limits()) == (SessionId(1), reply)
 
 
 def test_rows_that_are_finished_are_answered_before_the_rest_of_the_batch():

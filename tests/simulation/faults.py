@@ -37,7 +37,7 @@ KINDS: dict[str, float] = {
     "sick_worker": 1,
     "kill_agent": 1,
     "stop_agent": 1,
-    "broken_start": 0.4,
+    "broken_start": 0.5,
     "stop_gateway": 1,
     "clients_leave": 2,
     "overload": 1,
@@ -103,7 +103,9 @@ class Faults:
         self._until = START
         self._is_over = False
         self._strangers = 0
-        self._prey: dict[int, int] = {}  # requests that are hunted, and how many of their workers have to end
+        self._prey: dict[
+            int, list[str]
+        ] = {}  # hunted requests, and at which stages ("": any) their workers have to end
 
     def schedule(self) -> None:
         for seconds in self.simulation.scenario.fault_times:
@@ -168,6 +170,13 @@ class Faults:
         busy = [worker for worker in workers if worker.batch is not None]
         return self._one(busy if busy and self.dice.random() < 0.7 else workers)
 
+    def _lonely_worker(self) -> Worker | None:
+        """One that is busy, best where it is the only one of its stage."""
+        workers = self.simulation.workers()
+        stages = Counter(worker.stage.name for worker in workers)
+        busy = [worker for worker in workers if worker.batch is not None] or workers
+        return self._one([worker for worker in busy if stages[worker.stage.name] == 1] or busy)
+
     def _connection(self, near: Process | None) -> Connection | None:
         """That of the one nearby, else anybody's."""
         lines = [gateway.line for gateway in self.simulation.gateways if gateway.line is not None]
@@ -197,10 +206,7 @@ class Faults:
 
     def die_in_mid_sentence(self, near: Process | None) -> str:
         """On a slow way its last results arrive after its agent has told of its end; best where it is the only one."""
-        workers = self.simulation.workers()
-        stages = Counter(worker.stage.name for worker in workers)
-        busy = [worker for worker in workers if worker.batch is not None]
-        worker = self._one([worker for worker in busy if stages[worker.stage.name] == 1] or busy)
+        worker = self._lonely_worker()
         if worker is None:
             return ""
         said = self._slow([worker.line.cable], 0.4)
@@ -208,7 +214,7 @@ class Faults:
         return f"{said}, and then it dies of what it has just answered"
 
     def _when_it_says(self, worker: Worker, kind: type, act: Callable[[Worker], None]) -> None:
-        """Just after its next message of that kind, as long as it lives and faults happen."""
+        """Just after its next message of that kind, or to it, as long as it lives and faults happen."""
 
         def happen(near: Process | None) -> None:
             if not worker.is_alive or self._is_over:
@@ -277,15 +283,26 @@ class Faults:
         return f"the next batch of {worker.name} takes {seconds:.3f} s longer"
 
     def sick_worker(self, near: Process | None) -> str:
-        """Every row it runs fails; half of them are also stopped or cut off, so that others run the same rows."""
-        worker = self._worker(near)
+        """Every row it runs fails. Most of them are also stopped or lost, so that their rows are theirs no more."""
+        worker = self._lonely_worker()
         if worker is None:
             return ""
-        seconds = self._between((0.2, 2.0), (2.0, 20.0))
+        seconds = self._between((0.2, 2.0), (8.0, 20.0))
         worker.sick_until = self.world.now + seconds
         self.lasts(seconds)
-        also = self.dice.choice((None, None, self.stop_worker, self.break_connection))
+        also = self.dice.choice((None, self.stop_worker, self._lose_in_mid_batch, self._lose_in_mid_batch))
         return f"{worker.name} fails every row for {seconds:.3f} s" + (f"; {also(worker)}" if also else "")
+
+    def _lose_in_mid_batch(self, worker: Worker) -> str:
+        """Its next batch is long, and the broker gives it up meanwhile."""
+        worker.slow_batch_seconds = self.dice.uniform(1.5, 4.0)
+
+        def lose(worker: Worker) -> None:
+            if worker.line.connection is not None:
+                self.network.break_off(worker.line.connection, self.dice.uniform(1.0, 1.5), 0.005)
+
+        self._when_it_says(worker, Tasks, lose)
+        return f"it is lost during its next batch, of {worker.slow_batch_seconds:.3f} s"
 
     def kill_agent(self, near: Process | None) -> str:
         agent = self._one([agent for agent in self.simulation.agents if agent.is_alive])
@@ -312,7 +329,8 @@ class Faults:
         for worker in self.simulation.workers():
             if worker.stage.name == stage:
                 worker.exit(self.dice.choice((KILLED, SEGFAULT, 1)))
-        return f"workers of {stage} do not start for {seconds:.3f} s"
+        also = f"; {self.lose_acknowledgements(None)}" if self.dice.random() < 0.5 else ""
+        return f"workers of {stage} do not start for {seconds:.3f} s{also}"
 
     def order_kill(self, near: Process | None) -> str:
         """The broker tells an agent to end a process, if it still runs that lease."""
@@ -366,19 +384,23 @@ class Faults:
         return f"one of {told}, who do not live to say that it is too late"
 
     def hunt(self, near: Process | None) -> str:
-        """Whoever runs one certain innocent request is ended from outside, several times in a row."""
-        before = len(self.simulation.checks.asks)
+        """Whoever runs one certain innocent request is ended several times in a row, from outside; or crashes, once at
+        each stage. It must not be taken for a poison."""
+        before, crash = len(self.simulation.checks.asks), self.dice.random() < 0.5
         told = self._ask(self.dice.choice((1, 6)), seconds=self.dice.uniform(5.0, 20.0))
-        self._prey[before] = self.dice.choice((1, 2, 3))
-        return f"{self._prey[before]} workers that run {before} will end, one of {told}"
+        ask = self.simulation.checks.asks[before]
+        ends = list(ask.stages) if crash else [""] * self.dice.choice((1, 2, 3))
+        self._prey[before] = ends
+        return f"{len(ends)} workers that run {before} {'crash' if crash else 'are ended'}, one of {told}"
 
     def part_begins(self, worker: Worker, part: Part, asks: list[Ask]) -> None:
         """For those who hunt."""
         for row in part.rows:
-            left = self._prey.get(asks[row].nonce, 0)
-            if left and not self._is_over:
-                self._prey[asks[row].nonce] = left - 1
-                code = self.dice.choice((KILLED, KILLED, TERMINATED, 0))
+            ends = self._prey.get(asks[row].nonce, [])
+            code = SEGFAULT if worker.stage.name in ends else self.dice.choice((KILLED, KILLED, TERMINATED, 0))
+            at = worker.stage.name if code == SEGFAULT else ""
+            if at in ends and not self._is_over:
+                ends.remove(at)
                 self.world.after(part.seconds * self.dice.random(), worker.exit, code)
 
     def _silence_gateways(self) -> None:

@@ -85,7 +85,7 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
         queue_tasks_max=dice.choice((64, 128, 256)),
         late_leases_max=dice.choice((4, 64, 1024)),
         peers_max=peers + dice.choice((0, 2, 1000, 1000, 1000)),
-        answer_bytes_max=dice.choice((400, 1500, 6000, 64 * MIB)),
+        answer_bytes_max=dice.choice((400, 400, 1500, 6000, 64 * MIB)),
         frame_bytes_max=256 * KIB,
         message_rows_max=dice.choice((5, 20)) if small else 4096,
         message_inline_bytes_max=8 * KIB if small else 128 * KIB,

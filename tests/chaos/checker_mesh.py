@@ -1,0 +1,160 @@
+"""What must hold of the mesh as a whole: its size, its speed, its workers. The other half of `checker.py`.
+
+* **I6** no more tasks in the mesh than there are requests without an answer (and what the last half second brought); no
+  queue above its capacity by more than what came back to it; no more than 64 MiB of answers kept. After the load
+  no process has grown by more than 64 MiB and half since before the faults, nor kept more than 32 more files open.
+* **I7** within 10 s after the last fault some 3 s are as fast as 95 % of before the faults; when the load is over all
+  tables are empty, and every program that is told to stop ends with code 0.
+* **I12** no worker that is ready, holds nothing and begins nothing in three samples in a row, while tasks wait at its
+  stage in each of them (more than suspects, which only some workers may run).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from tests.chaos.checker import Violation
+from tests.chaos.history import History, Record
+
+RATE_SHARE = 0.95
+RECOVERED_IN_SECONDS, BEST_OF_SECONDS = 10.0, 3
+GROWTH_KIB, GROWTH_SHARE, GROWTH_FILES = 64 * 1024, 0.5, 32
+KEPT_BYTES_MAX = 64 * 1024 * 1024
+SAMPLES_IN_A_ROW = 3
+SLACK_SECONDS = 0.5
+
+
+def check_mesh(history: History) -> Iterator[Violation]:
+    yield from bounds(history)
+    yield from growth(history)
+    yield from recovery(history)
+    yield from emptiness(history)
+    yield from endings(history)
+    yield from idleness(history)
+
+
+def bounds(history: History) -> Iterator[Violation]:
+    sent = sorted(request.sent for request in history.requests.values())
+    done = sorted(request.done for request in history.requests.values())
+    capacity = history.settings.get("capacity", 1024)
+    for sample in history.samples:
+        if "stages" not in sample:
+            continue
+        at = sample["t"]
+        open_now = bisect_right(sent, at) - bisect_right(done, at - SLACK_SECONDS)
+        if sample["tasks"] > open_now:
+            text = f"{sample['tasks']} tasks in the mesh, but {open_now} requests without an answer"
+            yield Violation("I6", at, at, text)
+        if sample["kept_bytes"] > KEPT_BYTES_MAX:
+            yield Violation("I6", at, at, f"{sample['kept_bytes']} bytes of answers are kept")
+        for stage in sample["stages"]:
+            if stage["queued"] > capacity + history.settings.get("clients", 0):
+                yield Violation("I6", at, at, f"{stage['queued']} tasks wait at {stage['name']}")
+
+
+def growth(history: History) -> Iterator[Violation]:
+    before, after = history.phases.get("nemesis"), history.phases.get("drain")
+    if before is None or after is None or not history.samples:
+        return
+    first = next((sample for sample in reversed(history.samples) if sample["t"] <= before), None)
+    last = history.samples[-1]
+    if first is None:
+        return
+    usual: dict[str, tuple[int, int]] = {}
+    for role, _, rss, files in first["processes"]:
+        usual[role] = max(usual.get(role, (0, 0)), (rss, files))
+    for role, pid, rss, files in last["processes"]:
+        if role not in usual:
+            continue
+        rss_before, files_before = usual[role]
+        if rss > rss_before * (1 + GROWTH_SHARE) + GROWTH_KIB:
+            yield Violation("I6", before, last["t"], f"{role} {pid} grew from {rss_before} to {rss} KiB")
+        if files > files_before + GROWTH_FILES:
+            yield Violation("I6", before, last["t"], f"{role} {pid} has {files} files open, {files_before} before")
+
+
+def rates(history: History, since: float, until: float) -> list[int]:
+    """Answers with 200 in each whole second between the two."""
+    seconds: Counter[int] = Counter()
+    for request in history.requests.values():
+        for answer in request.answers[:1]:
+            if answer.status == 200 and since <= answer.at < until:
+                seconds[int(answer.at - since)] += 1
+    return [seconds[second] for second in range(int(until - since))]
+
+
+def baseline(history: History) -> float:
+    phases = history.phases
+    return float(median(rates(history, phases["baseline"], phases["nemesis"]) or [0]))
+
+
+def recovery(history: History) -> Iterator[Violation]:
+    phases = history.phases
+    if not {"baseline", "nemesis", "drain"} <= phases.keys():
+        return
+    if not baseline(history):
+        yield Violation("I7", phases["baseline"], phases["nemesis"], "nobody was answered before the faults")
+    over = max([phases["nemesis"], *(fault.over for fault in history.faults)])
+    until = min(over + RECOVERED_IN_SECONDS, phases["drain"])
+    seconds = rates(history, over, until)
+    before = baseline(history)
+    best = best_of(seconds, BEST_OF_SECONDS)
+    if best < RATE_SHARE * before:
+        text = (
+            f"at best {best:.0f} answers a second in the {until - over:.0f} s after the last fault, {before:.0f} before"
+        )
+        yield Violation("I7", over, until, text)
+
+
+def best_of(seconds: Sequence[int], width: int) -> float:
+    return max((sum(seconds[i : i + width]) / width for i in range(len(seconds) - width + 1)), default=0.0)
+
+
+def emptiness(history: History) -> Iterator[Violation]:
+    if "over" not in history.phases:
+        return
+    known = [sample for sample in history.samples if "stages" in sample]
+    if not known or known[-1]["t"] < history.phases["drain"]:
+        at = history.phases["drain"]
+        yield Violation("I7", at, at, "the mesh did not say how it was after the load")
+        return
+    last = known[-1]
+    left = {"tasks": last["tasks"], "kept answers": last["kept"]}
+    for stage in last["stages"]:
+        for what in ("queued", "suspects", "leased"):
+            left[f"{what} at {stage['name']}"] = stage[what]
+    if left := {what: count for what, count in left.items() if count}:
+        yield Violation("I7", history.phases["drain"], last["t"], f"left when the load was over: {left}")
+
+
+def endings(history: History) -> Iterator[Violation]:
+    at = history.phases.get("over", 0.0)
+    for name, code in history.exits.items():
+        if code:
+            yield Violation("I7", at, at, f"{name} ended with {code} when it was told to stop")
+
+
+def idleness(history: History) -> Iterator[Violation]:
+    reported: set[tuple[object, ...]] = set()
+    known = history.samples
+    for index in range(len(known) - SAMPLES_IN_A_ROW + 1):
+        row = known[index : index + SAMPLES_IN_A_ROW]
+        if any("stages" not in sample or sample["epoch"] != row[0]["epoch"] for sample in row):
+            continue
+        for idle in set.intersection(*(set(_idle(sample)) for sample in row)) - reported:
+            reported.add(idle)
+            stage, worker_id, pid, _ = idle
+            text = f"{stage}/{worker_id} ({pid}) did nothing while tasks waited there"
+            yield Violation("I12", row[0]["t"], row[-1]["t"], text)
+
+
+def _idle(sample: Record) -> Iterator[tuple[object, ...]]:
+    """Workers with nothing to do at a stage where something waits; and how many batches each has had."""
+    for stage in sample["stages"]:
+        if stage["queued"] > stage["suspects"]:
+            for worker_id, pid, state, leases, batches in stage["workers"]:
+                if state == "ready" and not leases:
+                    yield stage["name"], worker_id, pid, batches

@@ -41,6 +41,7 @@ from tests.chaos.history import Answer, Batch, Fault, History, Request
 
 INVARIANTS = ("I1", "I2", "I3", "I4", "I5", "I6", "I7", "I8", "I11", "I12", "kin")
 LATE_SECONDS = 0.25
+LATE_EVERY_SECONDS = 1.5  # a client says once a second how late it was
 LEFT_SECONDS = 0.5  # a gateway looks for clients that left after 0.1 s, each 0.1 s
 ENDING_COSTS_SECONDS = 3.0
 WORKER_STOP_COSTS_SECONDS = 11.0
@@ -94,8 +95,8 @@ class Times:
 
     def late(self, at: float) -> float:
         """The worst lateness of the clients around then."""
-        first = bisect_left(self._late_at, at - 0.1)
-        return max((late for _, late in self._lateness[first : first + 2]), default=0.0)
+        first, last = bisect_left(self._late_at, at), bisect_left(self._late_at, at + LATE_EVERY_SECONDS)
+        return max((late for _, late in self._lateness[first:last]), default=0.0)
 
     def stopped_across(self, name: str, moment: float) -> float:
         """How long after `moment` what was stopped then went on."""

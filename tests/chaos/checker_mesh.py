@@ -3,7 +3,8 @@
 * **I6** no more tasks in the mesh than there are requests without an answer (and what the last half second brought); no
   queue above its capacity by more than what came back to it; no more than 64 MiB of answers kept. After the load
   no process has grown by more than 64 MiB and half since before the faults, nor kept more than 32 more files open.
-* **I7** within 10 s after the last fault some 3 s are as fast as 95 % of before the faults; when the load is over all
+* **I7** within 10 s after the last fault some 3 s are as fast as 95 % of before the faults, and where the profile gives a
+  share, so much of it was left during the faults; when the load is over all
   tables are empty, and every program that is told to stop ends with code 0.
 * **I12** no worker that is ready, holds nothing and begins nothing in three samples in a row, while tasks wait at its
   stage in each of them (more than suspects, which only some workers may run).
@@ -97,6 +98,12 @@ def recovery(history: History) -> Iterator[Violation]:
         return
     if not baseline(history):
         yield Violation("I7", phases["baseline"], phases["nemesis"], "nobody was answered before the faults")
+    if "recovery" in phases and (share := history.settings.get("during_share", 0.0)):
+        counts = rates(history, phases["nemesis"], phases["recovery"])
+        during, before = sum(counts) / max(1, len(counts)), baseline(history)
+        if during < share * before:
+            text = f"{during:.0f} answers a second during the faults, less than {share:.0%} of {before:.0f}"
+            yield Violation("I7", phases["nemesis"], phases["recovery"], text)
     over = max([phases["nemesis"], *(fault.over for fault in history.faults)])
     until = min(over + RECOVERED_IN_SECONDS, phases["drain"])
     seconds = rates(history, over, until)

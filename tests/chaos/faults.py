@@ -16,7 +16,7 @@ from random import Random
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from tests.chaos.layouts import TormentedMesh
+from tests.chaos.layouts import TormentedMesh, is_alive
 from tests.harness import wait_until
 from tests.hosts import children
 
@@ -208,13 +208,6 @@ class KillAgent(Fault):
         wait_until(are_gone, RESTART_SECONDS, "the children of a killed agent to be gone")
         gone_in = monotonic() - began
         return Hit(program.process.pid, "agent", lambda: field.mesh.start("workers"), {"gone_in": gone_in})
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
 
 
 class Overload(Fault):

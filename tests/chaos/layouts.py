@@ -20,6 +20,7 @@ from tests.proxy import Proxy
 APP = REPOSITORY / "tests" / "integration" / "apps" / "chaos_stages.py"
 LAYOUTS = ("run", "isolated", "hosts")
 ASK_SECONDS = 2.0
+HURRY_SECONDS = 0.2  # for the nemesis, who has a schedule to keep
 STAGES_MAX = 3
 
 
@@ -50,6 +51,7 @@ class TormentedMesh:
     proxy: Proxy | None = None
     real: int = 0
     seen: int = 0
+    known: list[WorkerAt] = field(default_factory=list)
 
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -109,9 +111,9 @@ class TormentedMesh:
 
     # ── what it says ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def ask(self, path: str) -> tuple[int, bytes]:
+    def ask(self, path: str, seconds: float = ASK_SECONDS) -> tuple[int, bytes]:
         """Raises OSError or HTTPException when nobody answers in time."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ASK_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -119,25 +121,27 @@ class TormentedMesh:
         finally:
             connection.close()
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self, seconds: float = ASK_SECONDS) -> dict[str, Any]:
         """Raises OSError, HTTPException or ValueError when there is none now."""
-        status, body = self.ask("/mesh")
+        status, body = self.ask("/mesh", seconds)
         if status != 200:
             raise ValueError(f"/mesh answered {status}")
-        return dict(json.loads(body))
-
-    def workers(self) -> list[WorkerAt]:
-        """Those that are ready; none while nobody says."""
-        try:
-            stages = self.snapshot()["stages"]
-        except (OSError, http.client.HTTPException, ValueError):
-            return []
-        return sorted(
+        snapshot = dict(json.loads(body))
+        self.known = sorted(
             WorkerAt(stage["name"], worker["worker_id"], worker["pid"])
-            for stage in stages
+            for stage in snapshot["stages"]
             for worker in stage["workers"]
             if worker["state"] == "ready"
         )
+        return snapshot
+
+    def workers(self) -> list[WorkerAt]:
+        """Those that are ready; while nobody says, those that were and still live."""
+        try:
+            self.snapshot(HURRY_SECONDS)
+        except (OSError, http.client.HTTPException, ValueError):
+            pass
+        return [worker for worker in self.known if is_alive(worker.pid)]
 
     def wait_ready(self, seconds: float = 40.0) -> None:
         def is_ready() -> bool:
@@ -157,6 +161,13 @@ class TormentedMesh:
             if name in self.programs:
                 codes[name] = self.programs[name].stop(seconds=60.0)
         return codes
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
 
 
 def _role(pid: int) -> str:

@@ -40,6 +40,7 @@ class Profile:
     hasty: float = 0.0
     fickle: float = 0.0
     minutes: float = 2.0
+    during_share: float = 0.0  # of the speed before the faults, that must be left during them
 
 
 # Every fault by its name, as `mix` has it.
@@ -69,6 +70,7 @@ POISONED = Profile(
     batch=8,
     service_ms=20.0,
     minutes=1.4,
+    during_share=0.5,
 )
 
 PROFILES: dict[str, Profile] = {

@@ -160,9 +160,9 @@ class Waiting:
                 self._due += PROGRESS_SECONDS
                 told = self._clients.told
                 self._say(
-                    f"{monotonic() - self._began:5.0f} s  {told.get('answered', 0):>8} answers, {told.get('refused', 0)} not 200, "
-                    f"{told.get('lost', 0)} lost, {self._nemesis.struck} faults, p50 {told.get('p50', 0) * 1000:.0f} ms, "
-                    f"longest wait {self._clients.longest:.2f} s"
+                    f"{monotonic() - self._began:5.0f} s  {told.get('answered', 0):>8} answers, "
+                    f"{told.get('refused', 0)} not 200, {told.get('lost', 0)} lost, {self._nemesis.struck} faults, "
+                    f"p50 {told.get('p50', 0) * 1000:.0f} ms, longest wait {self._clients.longest:.2f} s"
                 )
 
 
@@ -193,15 +193,15 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--layout", choices=LAYOUTS, help="instead of the profile's")
     parser.add_argument("--check", metavar="DIRECTORY", help="judge a recorded history again; run nothing")
+    parser.add_argument("--keep", action="store_true", help="keep the history even if every invariant held")
     arguments = parser.parse_args(args)
     if arguments.check:
         return judge(Path(arguments.check))
     profile = chosen(arguments)
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1_000_000)
     minutes = arguments.minutes or profile.minutes
-    print(
-        f"chaos: {arguments.profile}: {profile.says}; layout {profile.layout}, {minutes:g} min, seed {seed}", flush=True
-    )
+    how = f"layout {profile.layout}, {minutes:g} min, seed {seed}"
+    print(f"chaos: {arguments.profile}: {profile.says}; {how}", flush=True)
     directory = Path(tempfile.mkdtemp(prefix="zmesh-chaos-"))
     try:
         torment(profile, minutes * 60, seed, arguments.clients, directory, lambda line: print(line, flush=True))
@@ -209,8 +209,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"chaos: broken off; what there is of the history is in {directory}", flush=True)
         raise
     code = judge(directory)
-    if code == 0:
+    if code == 0 and not arguments.keep:
         shutil.rmtree(directory)
+    elif code == 0:
+        print(f"the history is in {directory}")
     return code
 
 

@@ -1,9 +1,9 @@
 """The clients of `scripts/chaos`, in a process of their own: closed loops over raw HTTP/1.1 that note what they see.
 
-`python -m tests.chaos.workload '{"port": …}'` sends until its stdin says `{"do": "stop"}` or ends. Each line on stdin is
-a command: `burst` (clients, seconds), `poison`, `stop`. Each second a line on stdout says how it goes. Everything that
-was sent and everything that came back goes to a file of JSON lines, see `history.py`; nothing is judged here. The two
-lines that each request needs are written as text and not by `json`: the machine is shared with the mesh.
+`python -m tests.chaos.workload '{"port": …}'` sends until its stdin says `{"do": "stop"}` or ends. Each line on stdin
+is a command: `burst` (clients, seconds), `poison`, `stop`. Each second a line on stdout says how it goes. Everything
+that was sent and everything that came back goes to a file of JSON lines, see `history.py`; nothing is judged here. The
+two lines that each request needs are written as text and not by `json`: the machine is shared with the mesh.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CLIENT_NONCES = 1_000_000  # per client; a client of the main loop is a number, 
 POISONER, BURST = 900_000, 1_000
 GIVE_UP_SECONDS = 10.0  # after its deadline a request that has no answer is taken for lost
 TICK_SECONDS = 0.05
-SHED_SECONDS = 0.1  # a client that was shed waits so long before it tries again
+REFUSED_SECONDS = 0.1  # a client that was told to come back later waits so long
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class Client(asyncio.Protocol):
         self.give_up_at = self.sent + timeout + GIVE_UP_SECONDS
         self.swarm.told.sent += 1
         extra = f',"how":"{how}"' if how else ""
-        self.swarm.write('{"e":"sent","n":%d,"t":%.6f,"r":"%s","d":%g%s}\n' % (nonce, self.sent, route, timeout, extra))
+        said = f'"n":{nonce},"t":{self.sent:.6f},"r":"{route}","d":{timeout:g}{extra}'
+        self.swarm.write(f'{{"e":"sent",{said}}}\n')
         self.transport.write(head.encode() + b"\r\n" + body)
 
     def leave(self, nonce: int) -> None:
@@ -157,8 +158,8 @@ class Client(asyncio.Protocol):
         told.refused += status != 200
         told.waits.append(now - self.sent)
         told.longest = max(told.longest, now - self.sent)
-        if status == 429:
-            self.swarm.later(SHED_SECONDS, self.next)
+        if status in (429, 503):
+            self.swarm.later(REFUSED_SECONDS, self.next)
         else:
             self.next()
 

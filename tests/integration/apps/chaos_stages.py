@@ -1,8 +1,8 @@
-"""What `scripts/chaos` torments: stages that write down every batch they run, and routes whose answers prove their request.
+"""What `scripts/chaos` torments: stages that write down every batch they run, and answers that prove their request.
 
-Each worker process appends to a file of its own in `$CHAOS_DIR`: a line when a batch begins, before anything can end the
-process, and one when it is done. A payload that says `poison` ends the process. While `$CHAOS_DIR/slow-first` exists, the
-first batch of a worker takes a second.
+Each worker process appends to a file of its own in `$CHAOS_DIR`: a line when a batch begins, before anything can end
+the process, and one when it is done. A payload that says `poison` ends the process. While `$CHAOS_DIR/slow-first` is
+there, the first batch of a worker takes a second.
 """
 
 import json

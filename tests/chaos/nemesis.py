@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import http.client
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -17,6 +18,7 @@ from tests.chaos.faults import Fault, Hit, Stroke
 from tests.chaos.layouts import TormentedMesh
 
 SAMPLE_SECONDS = 1.0
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Planned(NamedTuple):
@@ -120,10 +122,10 @@ class Nemesis:
 
 
 class Sampler:
-    """A thread that asks `/mesh` each second and looks at the processes."""
+    """A thread that asks `/mesh` each second and looks at the processes; `beside` are others that are ours."""
 
-    def __init__(self, mesh: TormentedMesh, journal: Journal) -> None:
-        self._mesh, self._journal = mesh, journal
+    def __init__(self, mesh: TormentedMesh, journal: Journal, beside: Sequence[int] = ()) -> None:
+        self._mesh, self._journal, self._beside = mesh, journal, beside
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -141,7 +143,14 @@ class Sampler:
 
     def take(self) -> dict[str, Any] | None:
         """The sample that was written; None when the mesh could not be asked."""
-        found = {"processes": [[role, pid, *size_of(pid)] for role, pid in self._mesh.processes()]}
+        processes = self._mesh.processes()
+        found = {
+            "processes": [[role, pid, *size_of(pid)] for role, pid in processes],
+            "cpu": [
+                *cpu_seconds(),
+                sum(spent_by(pid) for pid in [os.getpid(), *self._beside, *(p for _, p in processes)]),
+            ],
+        }
         try:
             sample = {**in_short(self._mesh.snapshot()), **found}
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -186,3 +195,18 @@ def size_of(pid: int) -> tuple[int, int]:
         return rss, len(list(Path(f"/proc/{pid}/fd").iterdir()))
     except OSError:
         return 0, 0
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """What all CPUs of this machine have had to give since it started, and what of it was idle."""
+    spent = [int(word) / TICKS for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(spent), spent[3] + spent[4]
+
+
+def spent_by(pid: int) -> float:
+    """CPU seconds of a process and those of its children that have ended; 0 when it has ended itself."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, words[11:15])) / TICKS

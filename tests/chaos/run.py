@@ -43,6 +43,7 @@ class Clients:
             cwd=REPOSITORY,
             text=True,
         )
+        self.pid = self._process.pid
         self.told: dict[str, Any] = {}
         self.longest = 0.0
         self._reader = threading.Thread(target=self._listen, daemon=True)
@@ -111,7 +112,7 @@ def torment(
         nemesis = Nemesis(mesh, journal, profile.faults, load.command)
         waiting = Waiting(load, nemesis, say)
         try:
-            with Sampler(mesh, samples) as sampler:
+            with Sampler(mesh, samples, [load.pid]) as sampler:
                 journal.note("phase", name="load")
                 waiting.wait(WARM_SECONDS)
                 journal.note("phase", name="baseline")

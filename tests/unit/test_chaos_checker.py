@@ -269,9 +269,12 @@ def test_more_tasks_than_requests_are_found() -> None:
 
 
 def test_a_queue_above_its_capacity_is_found() -> None:
-    settings = {"e": "settings", "capacity": 8, "clients": 2}
-    assert invariants(settings, mesh(1.0, stage(queued=11))) == ["I6"]
-    assert found(settings, mesh(1.0, stage(queued=10))) == []
+    settings = {"e": "settings", "capacity": 8, "workers": 1, "batch": 2}
+    assert invariants(settings, mesh(1.0, stage(queued=13))) == ["I6"]
+    assert found(settings, mesh(1.0, stage(queued=12))) == []
+    assert found(settings, mesh(1.0, stage("Second", queued=13))) == []
+    assert found(settings, mesh(1.0, stage(queued=13)), fault(1, "kill-broker", 0.5)) == []
+    assert invariants(settings, mesh(9.0, stage(queued=13)), fault(1, "kill-broker", 0.5)) == ["I6"]
 
 
 def test_a_process_that_grew_is_found() -> None:
@@ -296,6 +299,16 @@ def loaded(rate_after: int) -> Iterator[Record]:
 def test_a_mesh_that_stays_slow_is_found() -> None:
     assert invariants(*loaded(90)) == ["I7"]
     assert found(*loaded(97)) == []
+
+
+def test_what_other_programs_took_is_allowed_for() -> None:
+    """CPUs are asked for seconds in all, idle ones, and ours: before the faults all was ours, then a tenth was not."""
+    before = [mesh(2.5, cpu=[0.0, 0.0, 0.0]), mesh(7.5, cpu=[10.0, 0.0, 10.0])]
+    busy = [mesh(12.5, cpu=[20.0, 0.0, 19.0]), mesh(17.5, cpu=[30.0, 0.0, 28.0])]
+    quiet = [mesh(12.5, cpu=[20.0, 1.0, 19.0]), mesh(17.5, cpu=[30.0, 2.0, 28.0])]
+    assert found(*loaded(90), before, busy, mesh(20.5)) == []
+    assert invariants(*loaded(80), before, busy, mesh(20.5)) == ["I7"]
+    assert invariants(*loaded(90), before, quiet, mesh(20.5)) == ["I7"], "it was idle"
 
 
 def test_a_mesh_that_is_slower_under_faults_than_its_profile_says_is_found() -> None:

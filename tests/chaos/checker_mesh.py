@@ -2,7 +2,8 @@
 
 * **I6** no more tasks in the mesh than there are requests without an answer (and what the last half second brought); no
   queue of a first stage above its capacity by more than what its workers gave back, except for 2 s after something
-  that makes gateways submit again; no more than 64 MiB of answers kept. After the load no process has grown by more than 64 MiB and half since before the faults, nor kept more than 32 more files open.
+  that makes gateways submit again; no more than 64 MiB of answers kept. After the load no process has grown by more
+  than 64 MiB and half since before the faults, nor kept more than 32 more files open.
 * **I7** within 10 s after the last fault some 3 s are as fast as 95 % of before the faults; where the profile gives a
   share, so much of it was left during the faults. What other programs of this machine took from ours meanwhile is
   allowed for: samples say how much that was. When the load is over all tables are empty, and every program that is

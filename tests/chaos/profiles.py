@@ -39,6 +39,7 @@ class Profile:
     capacity: int = 1024
     hasty: float = 0.0
     fickle: float = 0.0
+    wild_bursts: bool = False
     minutes: float = 2.0
     during_share: float = 0.0  # of the speed before the faults, that must be left during them
 
@@ -85,6 +86,18 @@ PROFILES: dict[str, Profile] = {
         capacity=256,
         hasty=1.0,
         fickle=0.5,
+    ),
+    # A gateway takes one new connection in a turn of its loop (libuv since 1.45), so that after a burst of hundreds the
+    # last ones wait for as many turns before their deadline even begins. What a busy machine makes of that shows here.
+    "burst": Profile(
+        "ten times the clients at once, with short deadlines from the first request on",
+        {"overload": Overload(6.0, least=1.0, most=3.0)},
+        routes=("double", "once"),
+        capacity=256,
+        hasty=1.0,
+        fickle=0.5,
+        wild_bursts=True,
+        minutes=0.75,
     ),
     "exponential": Profile(
         "workers killed with exponential gaps of a second on average",

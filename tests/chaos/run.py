@@ -107,6 +107,7 @@ def torment(
                 "timeout": profile.timeout,
                 "hasty": profile.hasty,
                 "fickle": profile.fickle,
+                "wild_bursts": profile.wild_bursts,
             }
         )
         nemesis = Nemesis(mesh, journal, profile.faults, load.command)

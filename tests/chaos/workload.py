@@ -30,7 +30,7 @@ REFUSED_SECONDS = 0.1  # a client that was told to come back later waits so long
 @dataclass(frozen=True)
 class Load:
     """What to send. `timeout` is the server's, in seconds; `hasty` requests in a hundred give `hasty_seconds` of their
-    own, `fickle` ones leave before their answer."""
+    own, `fickle` ones leave before their answer. Clients of a burst are neither, unless it is a wild one."""
 
     port: int
     history: str
@@ -41,6 +41,7 @@ class Load:
     hasty: float = 0.0
     hasty_seconds: float = 0.5
     fickle: float = 0.0
+    wild_bursts: bool = False  # clients of a burst are hasty and fickle too
 
 
 @dataclass
@@ -106,6 +107,8 @@ class Client(asyncio.Protocol):
             self.finish()
             return
         load, draw = self.swarm.load, self.dice.random() * 100
+        if self.number >= BURST and not load.wild_bursts:
+            draw = 100.0
         route = load.routes[self.count % len(load.routes)]
         nonce = self.number * CLIENT_NONCES + self.count
         self.count += 1

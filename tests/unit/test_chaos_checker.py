@@ -224,8 +224,8 @@ def test_an_execution_after_the_deadline_is_found() -> None:
 
 def test_an_execution_after_the_client_left_is_found() -> None:
     asked = sent(1, 0.0), {"e": "left", "n": 1, "t": 0.05}
-    assert found(*asked, ran("First", 7, 0.4, [1])) == []
-    assert invariants(*asked, ran("First", 7, 0.6, [1])) == ["I11"]
+    assert found(*asked, ran("First", 7, 0.9, [1])) == []
+    assert invariants(*asked, ran("First", 7, 1.1, [1])) == ["I11"]
 
 
 # ── poison ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -74,6 +75,11 @@ class Clients:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        self._reader.join(5)
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None, "it is piped"
+            with contextlib.suppress(BrokenPipeError):  # a word that they did not live to read
+                pipe.close()
 
 
 def torment(

@@ -27,9 +27,12 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses",
+        "tracebacks", "addresses", "alarms",
     ],
-    "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
+    "2b halves": [
+        "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "inference",
+        "connection",
+    ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi",
     ],

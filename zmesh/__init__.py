@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zmesh.current import current_task
     from zmesh.errors import ClientError, DecodingError, EncodingError, ServerError, ValidationError
     from zmesh.logs import get_logger
     from zmesh.server import Server
@@ -30,6 +31,7 @@ __all__ = [
     "ValidationError",
     "Worker",
     "__version__",
+    "current_task",
     "get_logger",
 ]
 
@@ -46,6 +48,7 @@ _WHERE = {
     "Stage": "zmesh.stage:Stage",
     "ValidationError": "zmesh.errors:ValidationError",
     "Worker": "zmesh.worker:Worker",
+    "current_task": "zmesh.current:current_task",
     "get_logger": "zmesh.logs:get_logger",
 }
 

@@ -301,7 +301,12 @@ class Agent:
     def _obey(self, kill: Kill) -> None:
         """Only if it still runs that lease: the order may be older than what it does now."""
         for slot in self._slots:
-            if slot.child is not None and slot.child.runs(kill.peer, kill.lease) and not kill.interrupt:
+            if slot.child is None or not slot.child.runs(kill.peer, kill.lease):
+                continue
+            if kill.interrupt:
+                log.info("%s is interrupted: %s", slot.name, kill.reason)
+                slot.child.interrupt(kill.lease)
+            else:
                 log.warning("%s is killed: %s", slot.name, kill.reason)
                 slot.child.kill()
 

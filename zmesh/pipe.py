@@ -2,8 +2,8 @@
 
 `Pipe` carries the document with which a child begins, the few words after it, and, by its end of file, the news that
 the other side is gone. A `Slate` is 64 bytes that a worker writes before each phase and its agent reads when the worker
-has died: it says which lease was running, and which row. `child_pipe` is the child's first step: it finds its end of
-the pipe and makes sure that it never outlives its parent.
+has died: it says which lease was running, and which row. One word of it is the agent's: which lease to break off.
+`child_pipe` is the child's first step: it finds its end of the pipe and makes sure that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -143,11 +143,15 @@ class SlateWords(NamedTuple):
 
 
 class Slate:
-    """64 bytes shared by a worker, who writes, and its agent, who reads. Writing costs a quarter of a microsecond."""
+    """64 bytes shared by a worker, who writes, and its agent, who reads. Writing costs a quarter of a microsecond.
+
+    The agent writes one word only, with `order`, before it sends the signal for which the worker reads `ordered`.
+    """
 
     BYTES = 64
     _WORDS = struct.Struct("@QBxxxI")  # native, so that the lease is written in one piece
-    _FINISHED = struct.Struct("@Q")
+    _FINISHED = _ORDERED = struct.Struct("@Q")
+    _ORDERED_AT = 32
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -179,6 +183,14 @@ class Slate:
         lease, phase, row = self._WORDS.unpack_from(self._page, 0)
         known = Phase(phase) if phase in Phase._value2member_map_ else Phase.FORWARD
         return SlateWords(LeaseId(lease), known, row, self._FINISHED.unpack_from(self._page, self._WORDS.size)[0])
+
+    def order(self, lease: int) -> None:
+        """This lease is to be broken off."""
+        self._ORDERED.pack_into(self._page, self._ORDERED_AT, lease)
+
+    def ordered(self) -> int:
+        lease: int = self._ORDERED.unpack_from(self._page, self._ORDERED_AT)[0]
+        return lease
 
     def close(self) -> None:
         self._page.close()

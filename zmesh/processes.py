@@ -86,6 +86,13 @@ class Child:
         """Whether it is that process, and this is what it does now."""
         return self.slate is not None and self.peer == peer and self.slate.read().lease == lease
 
+    def interrupt(self, lease: LeaseId) -> None:
+        """Ask it to break off this lease. Harmless when it does something else by now, or has ended."""
+        assert self.slate is not None, "only workers have a slate"
+        if self._process.returncode is None:
+            self.slate.order(lease)
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
+
     def kill(self) -> None:
         """At once, and whatever it started with it. Harmless when it has ended already."""
         if self._process.returncode is None:

@@ -126,6 +126,19 @@ def test_slate_shows_the_other_process_what_was_written():
     read.close()
 
 
+def test_slate_has_a_word_of_the_agents_that_the_worker_does_not_touch():
+    agents = Slate.make()
+    workers = Slate.open(os.dup(agents.fd))
+    assert workers.ordered() == 0
+    agents.order(2**64 - 1)
+    workers.write(3, Phase.FORWARD, 1)
+    workers.finish()
+    assert workers.ordered() == 2**64 - 1
+    assert agents.read() == SlateWords(0, Phase.IDLE, 0, 1)
+    agents.close()
+    workers.close()
+
+
 def test_slate_with_a_phase_that_nobody_knows_says_forward():
     slate = Slate.make()
     slate.write(1, 99)

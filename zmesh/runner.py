@@ -22,6 +22,7 @@ from typing import Any
 
 from zmesh.core.effects import Run
 from zmesh.core.events import RowsFinished
+from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
@@ -91,6 +92,8 @@ class BatchRunner:
             if part.finished:
                 yield part.event(self._clock() - started)
             todo += halves
+            if todo and part.finished:
+                crash_at("worker.between_results")
         self._slate.finish()
 
     def _run_part(self, part: _Part, now: float, cancelled: Collection[int]) -> list[_Part]:
@@ -99,6 +102,8 @@ class BatchRunner:
         if not rows:
             return []
         self._slate.write(part.lease.lease, _FORWARD)
+        if CRASHING:
+            crash_at("worker.forward")
         try:
             results = self._forward(items)
         except (Exception, ForwardTimeout) as error:

@@ -27,7 +27,7 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses", "alarms",
+        "tracebacks", "addresses", "alarms", "crashing",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "inference",
@@ -91,7 +91,7 @@ FUNCTION_LINES_MAX = 70
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAY_PICKLE = ["mixins.pickle*"]
 MAY_EXEC = ["loader"]
-MAY_SLEEP = ["cli", "bench", "agent"]
+MAY_SLEEP = ["cli", "bench", "agent", "crashing"]
 MAY_PRINT = ["cli", "server", "agent"]
 
 # Written so that this file does not match itself.

@@ -53,6 +53,7 @@ class TormentedMesh:
     real: int = 0
     seen: int = 0
     known: list[WorkerAt] = field(default_factory=list)
+    before: tuple[str, ...] = ()  # words before every command
     popen: dict[str, Any] = field(default_factory=dict)  # how programs are started, if not as usual
 
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -63,7 +64,7 @@ class TormentedMesh:
         path = self.directory / f"{name}.log"
         with path.open("ab") as log:
             process = subprocess.Popen(
-                [*ZMESH, *map(str, command)],
+                [*self.before, *ZMESH, *map(str, command)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
@@ -189,12 +190,14 @@ def tormented(
     env: dict[str, str],
     timeout_ms: int = 30_000,
     capacity: int = 1024,
+    before: tuple[str, ...] = (),
     popen: dict[str, Any] | None = None,
 ) -> Iterator[TormentedMesh]:
-    """A mesh of that layout with its logs in `directory`; nothing is left of it. `popen` is for `subprocess.Popen`."""
+    """A mesh of that layout with its logs in `directory`; nothing is left of it. `before` are words before each
+    command, and `popen` is for `subprocess.Popen`."""
     ports = free_ports(4 + 2 * STAGES_MAX)
     env = {**env, "CHAOS_DIR": str(directory)}
-    mesh = TormentedMesh(layout, directory, ports, env, timeout_ms, capacity, popen=popen or {})
+    mesh = TormentedMesh(layout, directory, ports, env, timeout_ms, capacity, before=before, popen=popen or {})
     with ExitStack() as held:
         mesh.real = mesh.seen = ports + 1
         if layout == "hosts":

@@ -293,7 +293,7 @@ def drive(load: Load, meanwhile: Callable[[float], None] = lambda seconds: None,
 
 def main() -> None:
     words = json.loads(sys.argv[1])
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     driven = uvloop.run(Loop(Load(**{**words, "paths": tuple(words["paths"])})).run())
     print(json.dumps(asdict(driven)), flush=True)

@@ -7,8 +7,8 @@ import socket
 from time import monotonic
 
 from tests.chaos.layouts import FARM, is_alive
-from tests.chaos.proofs.findings import Findings, hold_all_right, loaded
 from tests.chaos.proofs.few import lines_of, lonely
+from tests.chaos.proofs.findings import Findings, hold_all_right, loaded
 from tests.harness import all_at_once, wait_until
 from tests.hosts import children
 
@@ -30,6 +30,8 @@ def agent_killed(found: Findings) -> None:
             wait_until(lambda gone=family: not any(map(is_alive, gone)), BACK_SECONDS, "the children to be gone")
             kills.append((at, monotonic() - at, family))
             it.wait_served(300)
+            if found.is_short:
+                break
             it.mesh.start("others")
             wait_until(lambda: len(it.mesh.workers()) == 4, BACK_SECONDS, "its successor's workers")
         deaths = it.deaths()
@@ -53,6 +55,7 @@ def native_loop(found: Findings) -> None:
     """A row in a loop that heeds no signal, over its stage's timeout: 408 for it alone, and its worker is replaced."""
     seconds, guilty = (1.0, 3) if found.is_short else (3.0, 3)
     with lonely("stuck", "--timeout", "60000", STAGE_TIMEOUT=str(seconds)) as (mesh, directory):
+        wait_until(lambda: len(mesh.worker_pids()) == 2, BACK_SECONDS, "both workers")
         before = set(mesh.worker_pids())
         bodies = [json.dumps({"n": n, "stuck": n == guilty}).encode() for n in range(8)]
         with all_at_once(mesh.port, "/go", bodies) as answers:

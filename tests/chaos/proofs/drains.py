@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pty
 import signal
 import subprocess
-import termios
+import sys
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -21,6 +20,10 @@ BACK_SECONDS = 60.0
 END_SECONDS = 60.0
 ON_ITS_WAY_SECONDS = 0.25  # a request sent just before the signal may be read after it
 CTRL_C = b"\x03"
+# Makes the terminal on its stdin its own, as a shell does for what it starts in the foreground.
+OWN_THE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 def rolling(found: Findings) -> None:
@@ -55,39 +58,35 @@ def is_whole(it: Loaded) -> bool:
 def group(found: Findings) -> None:
     """`kill -TERM -- -PGID` of a whole `zmesh run` at saturation."""
 
-    def end(it: Loaded, _: int) -> None:
+    def end(it: Loaded) -> None:
         os.killpg(it.mesh.programs["head"].process.pid, signal.SIGTERM)
 
-    _everything_ends(found, "SIGTERM for the process group", end, {"start_new_session": True}, -1)
+    _everything_ends(found, "SIGTERM for the process group", end)
 
 
 def terminal(found: Findings) -> None:
     """Ctrl-C in the terminal where `zmesh run` stands in the foreground, at saturation."""
     ours, theirs = pty.openpty()
 
-    def own_the_terminal() -> None:
-        os.setsid()
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    def end(it: Loaded, keyboard: int) -> None:
-        os.write(keyboard, CTRL_C)
+    def end(_: Loaded) -> None:
+        os.write(ours, CTRL_C)
 
     try:
-        _everything_ends(found, "Ctrl-C", end, {"stdin": theirs, "preexec_fn": own_the_terminal}, ours)
+        _everything_ends(found, "Ctrl-C", end, (sys.executable, "-c", OWN_THE_TERMINAL), stdin=theirs)
     finally:
         os.close(ours)
         os.close(theirs)
 
 
 def _everything_ends(
-    found: Findings, what: str, end: Callable[[Loaded, int], None], popen: dict[str, Any], keyboard: int
+    found: Findings, what: str, end: Callable[[Loaded], None], before: tuple[str, ...] = (), **popen: Any
 ) -> None:
-    with loaded("isolated", popen=popen) as it:
+    with loaded("isolated", before=before, popen={"start_new_session": True, **popen}) as it:
         it.wait_served(500 if found.is_short else 5000)
         family = [pid for _, pid in it.mesh.processes()]
         head = it.mesh.programs["head"].process
         at = monotonic()
-        end(it, keyboard)
+        end(it)
         try:
             code = head.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.chaos.proofs.few import lines_of, lonely
 from tests.chaos.proofs.findings import Findings
-from tests.harness import Answer, RunningMesh, exchange
+from tests.harness import Answer, RunningMesh, exchange, wait_until
 
 CLIENTS = 4  # as many as there are workers, so that nothing waits
 TIMEOUT_SECONDS = 0.010
@@ -63,6 +63,7 @@ def _hold_no_wrong_victim(
     edge: Callable[[Random], tuple[float, dict[str, str]]],
     is_enough: Callable[[], bool],
 ) -> None:
+    wait_until(lambda: len(mesh.worker_pids()) == CLIENTS, what="all workers")
     pids = sorted(mesh.worker_pids())
     asked = _crowd(mesh.port, edge, is_enough)
     snapshot, after, log = mesh.mesh(), sorted(mesh.worker_pids()), mesh.log()
@@ -71,9 +72,13 @@ def _hold_no_wrong_victim(
     victims = [one for one in asked if not one.is_edge and one.answer.status != 200]
     fired = Counter(line["by"] for path in directory.glob("ends-*.jsonl") for line in lines_of(path))
     total = sum(edges.values())
-    found.hold(set(edges) <= {"200", "408"}, f"{total} of them: {dict(edges)}, {len(wrong)} with an answer not their own")
+    found.hold(
+        set(edges) <= {"200", "408"}, f"{total} of them: {dict(edges)}, {len(wrong)} with an answer not their own"
+    )
     found.hold(min(edges["200"], edges["408"]) >= SHARE * total, "it went either way, often enough to mean something")
-    found.hold(sum(fired.values()) >= SHARE * total, f"user code was broken off {sum(fired.values())} times: {dict(fired)}")
+    found.hold(
+        sum(fired.values()) >= SHARE * total, f"user code was broken off {sum(fired.values())} times: {dict(fired)}"
+    )
     found.hold(not victims and not wrong, f"{len(asked) - total} others beside them, {len(victims)} hit")
     for one in [*victims, *wrong][:3]:
         found.note(f"{one.n}: {one.answer.status} {one.answer.body[:80]!r}")

@@ -75,6 +75,7 @@ def loaded(
     service_ms: float = 5.0,
     timeout: float = 30.0,
     slow_first: float = 0.0,
+    before: tuple[str, ...] = (),
     popen: Mapping[str, Any] | None = None,
 ) -> Iterator[Loaded]:
     """`timeout` and `slow_first` in seconds; the latter is what the first batch of every worker takes, if not 0."""
@@ -89,7 +90,8 @@ def loaded(
         directory = Path(name)
         if slow_first:
             (directory / "slow-first").touch()
-        with tormented(layout, directory, env, int(timeout * 1000), popen=dict(popen or {})) as mesh:
+        how = {"before": before, "popen": dict(popen or {})}
+        with tormented(layout, directory, env, int(timeout * 1000), **how) as mesh:
             words = {"port": mesh.port, "history": str(directory / "clients.jsonl"), "clients": clients}
             load = Clients({**words, "routes": [f"/{route}"], "timeout": timeout})
             try:

@@ -15,9 +15,9 @@ def first_batch(found: Findings) -> None:
     """Every worker's first batch takes 20 s, the deadline is 60 s: every request is answered, nothing is charged."""
     seconds, timeout = (2.0, 6.0) if found.is_short else (20.0, 60.0)
     with loaded("run", route="whole", workers=4, timeout=timeout, slow_first=seconds) as it:
-        pids = wait_all_have_begun(it)
+        pids = wait_all_have_begun(it, 4)
         it.wait_served(2000)
-        same, deaths = pids == [worker.pid for worker in it.mesh.workers()], it.deaths()
+        same, deaths = pids == all_pids(it), it.deaths()
         history = it.finish(2 * timeout)
     found.note(f"first batches of {seconds:g} s against a deadline of {timeout:g} s")
     hold_all_right(found, history)
@@ -30,9 +30,9 @@ def blackout(found: Findings) -> None:
     seconds, timeout = (3.0, 1.0) if found.is_short else (10.0, 3.0)
     with loaded("run", route="whole", workers=2, timeout=timeout, slow_first=seconds, clients=32) as it:
         began = monotonic()
-        pids = wait_all_have_begun(it)
+        pids = wait_all_have_begun(it, 2)
         it.wait_served(2000)
-        same, deaths = pids == [worker.pid for worker in it.mesh.workers()], it.deaths()
+        same, deaths = pids == all_pids(it), it.deaths()
         history = it.finish()
     hold_slow(found, history, 2, seconds)
     firsts = first_batches(history)
@@ -48,7 +48,7 @@ def blackout(found: Findings) -> None:
     found.hold(same and deaths == 0, f"{deaths} deaths charged, all workers live on")
 
 
-def wait_all_have_begun(it: Loaded) -> list[int]:
+def wait_all_have_begun(it: Loaded, number: int) -> list[int]:
     """Until every worker has finished a batch; their pids."""
 
     def have() -> bool:
@@ -56,9 +56,14 @@ def wait_all_have_begun(it: Loaded) -> list[int]:
         workers = [worker for stage in it.mesh.snapshot()["stages"] for worker in stage["workers"]]
         return all(worker["batches"] for worker in workers)
 
-    pids = [worker.pid for worker in it.mesh.workers()]
+    wait_until(lambda: len(all_pids(it)) == number, FIRST_SECONDS, "every worker to be there")
+    pids = all_pids(it)
     wait_until(have, FIRST_SECONDS, "every worker to have had its first batch")
     return pids
+
+
+def all_pids(it: Loaded) -> list[int]:
+    return sorted(worker["pid"] for stage in it.mesh.snapshot()["stages"] for worker in stage["workers"])
 
 
 def first_batches(history: History) -> dict[int, tuple[float, float]]:

@@ -55,6 +55,9 @@ class Limits:
     exit_grace_far_seconds: float = 0.200  # the same for a process on another host
     lease_seconds_min: float = 10.0
     lease_service_factor: float = 5.0  # a lease expires at max(lease_seconds_min, factor x slowest recent service)
+    kill_grace_seconds: float = 1.0  # beyond the timeout of its stage, before a worker is ended
+    stuck_seconds: float = 10.0  # a worker is ended that runs an expired lease which nobody wanted for so long
+    stuck_first_seconds: float = 60.0  # the same for one that has brought no batch to a good end yet
 
     def __post_init__(self) -> None:
         assert self.dead_seconds >= 3 * self.heartbeat_seconds, "a link is dead after several missed heartbeats"

@@ -44,8 +44,9 @@ class Scene:
 
     # Given
 
-    def has_stage(self, name: str, size: str, once: str | None) -> None:
-        self.stages.append({"name": name, "max_batch_size": int(size), "retry": once is None})
+    def has_stage(self, name: str, size: str, once: str | None, timeout: str | None) -> None:
+        settings = {"name": name, "max_batch_size": int(size), "retry": once is None}
+        self.stages.append({**settings, "timeout_seconds": float(timeout or 0)})
 
     def has_route(self, path: str, names: str) -> None:
         self.routes[path] = names.split(" then ")
@@ -139,7 +140,7 @@ def numbers(text: str) -> list[int]:
 IDS = r"(\d+(?:(?:, | and )\d+)*)"
 CAUSE = r"(SIG\w+|exit code \d+)"
 GIVEN: dict[str, Callable[..., None]] = {
-    r"stage (\w+) with batches of (\d+)(, once only)?": Scene.has_stage,
+    r"stage (\w+) with batches of (\d+)(, once only)?(?: and a timeout of ([\d.]+) s)?": Scene.has_stage,
     r"route (/\S+) through (.+)": Scene.has_route,
     r"limit (\w+) of ([\d.]+)": Scene.has_limit,
     r"gateway (\w+)": Scene.has_gateway,

@@ -81,6 +81,11 @@ class Batcher:
         """Expected seconds of a batch, 0.0 before the first."""
         return self._services.mean
 
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest of the last batches, 0.0 before the first."""
+        return self._services.longest
+
     def arrived(self, now: float, count: int) -> None:
         """`count` tasks came in one message."""
         if self._mode != "crowd" or self._answer.count(now, count):
@@ -258,6 +263,10 @@ class _Services:
         p90 = times[ceil(0.9 * len(times)) - 1]
         is_wide = len(times) >= WIDE_SAMPLES_MIN and p90 > WIDE_FACTOR * times[(len(times) - 1) // 2]
         self.are_short_and_even = p90 <= SLOW_SECONDS and not is_wide
+
+    @property
+    def longest(self) -> float:
+        return self._times[-1] if self._times else 0.0
 
     def remaining(self, elapsed: float) -> float:
         """What is left of a batch that runs for so long: as of others as long; past all of them 0; stuck, inf."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from zmesh.config import Limits, Plan
-from zmesh.core import events, intake, outcomes, presence, silence
+from zmesh.core import events, intake, orders, outcomes, presence, silence
 from zmesh.core.effects import DispatcherEffect
 from zmesh.core.events import DispatcherEvent
 from zmesh.core.mesh import Mesh
@@ -79,6 +79,8 @@ class Dispatcher:
         for stage in mesh.stages:
             if stage.wake is not None and stage.wake <= now:
                 mesh.awaken(stage)
+            if stage.overdue_at is not None and stage.overdue_at <= now:
+                orders.kill_overdue(mesh, stage)
         for stage in mesh.awake.values():
             if stage.failing is None:
                 self._hand_out(stage)
@@ -98,6 +100,8 @@ class Dispatcher:
         for stage in self.mesh.stages:
             if stage.wake is not None and stage.wake < wakeup:
                 wakeup = stage.wake
+            if stage.overdue_at is not None and stage.overdue_at < wakeup:
+                wakeup = stage.overdue_at
         if self.mesh.exiting and self.mesh.exiting[0][0] < wakeup:
             wakeup = self.mesh.exiting[0][0]
         return min(wakeup, *self.mesh.probes.values()) if self.mesh.probes else wakeup
@@ -113,15 +117,16 @@ class Dispatcher:
     def _hand_out(self, stage: StageRecord) -> None:
         """The only place where work is handed out."""
         while (choice := stage.choose(self.mesh.now)) is not None:
-            batch = [stage.queue.cut_suspect()] if choice.suspect else self._cut(stage, choice.size)
+            batch = self._cut(stage, choice)
             wanted = self._still_wanted(stage, batch)
             if wanted:
                 self._lease(stage, choice, wanted)
 
-    def _cut(self, stage: StageRecord, size: int) -> list[Task]:
+    def _cut(self, stage: StageRecord, choice: Choice) -> list[Task]:
         """A batch that one TASKS message can carry."""
         limits = self.mesh.limits
-        return stage.queue.cut(min(size, limits.message_rows_max), limits.message_inline_bytes_max)
+        cut = stage.queue.cut_suspects if choice.suspect else stage.queue.cut
+        return cut(min(choice.size, limits.message_rows_max), limits.message_inline_bytes_max)
 
     def _still_wanted(self, stage: StageRecord, batch: list[Task]) -> list[Task]:
         """Tasks whose time is over, or surely not enough, leave here."""
@@ -141,6 +146,8 @@ class Dispatcher:
         lease = Lease(LeaseId(mesh.lease_count), worker, batch, choice.suspect)
         mesh.leases[lease.id] = lease
         stage.crew.spend(worker, lease, now)
+        if stage.overdue_at is None and stage.plan.timeout_seconds:
+            stage.overdue_at = stage.kill_at(lease, mesh.limits)
         stage.leased += len(batch)
         stage.count_lease(batch, choice.reason, now)
         for task in batch:

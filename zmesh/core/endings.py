@@ -4,10 +4,14 @@ Inference is pure, so a row is simply run again; the exceptions are what this fi
 have died *of* a row: then everything it was running is charged with a death and becomes suspect, and a row that died
 alone twice is answered 500 and never run again. What merely waited in the process is returned as if nothing had been.
 A stage that may run a task only once answers 500 for what it was running, since nobody can know how far it got.
+
+A batch that takes longer than its stage allows ends with an alarm in its process, or with the process. Any of its rows
+may be the reason: each of them that has time left is run again, alone, and one that was alone is answered 408.
 """
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Step, Task, TaskState
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from zmesh.core.stages import StageRecord
     from zmesh.core.workers import Lease
 
-__all__ = ["charged_rows", "end_lease", "hedge_lease", "unmake_lease"]
+__all__ = ["charged_rows", "end_lease", "hedge_lease", "set_apart", "unmake_lease"]
 
 KILLED, TERMINATED = -9, -15  # by signal; `import signal` is not for a module that only decides
 
@@ -41,16 +45,19 @@ def charged_rows(lease: Lease) -> range:
 
 def end_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """The lease is over and its worker gone. Its rows go back to the front, are blamed, or end."""
+    overran = _has_overrun(lease)
     once_only = not stage.plan.retry and _may_have_run(lease)
     blamed = charged_rows(lease)
     back: list[Task] = []
-    if blamed:
+    if blamed or overran:
         stage.counts.deaths += 1
     for row, task in _open_rows(lease):
-        if once_only:
+        if overran:
+            _overrun(mesh, stage, task)
+        elif once_only:
             mesh.close(task, Step.FAIL, int(Status.INTERNAL), b"outcome unknown")
         elif row in blamed:
-            _blame(mesh, stage, task, alone=lease.left == 1)
+            _blame(mesh, stage, lease, task, group_max=lease.left // 2 if len(blamed) > 1 else 1)
         elif _may_return(mesh, stage, task):
             back.append(task)
     _return(mesh, stage, back)
@@ -69,6 +76,29 @@ def hedge_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     for task in rows:
         task.hedged = True
     _return(mesh, stage, rows)
+
+
+def set_apart(mesh: Mesh, stage: StageRecord, task: Task) -> bool:
+    """Its batch took longer than the stage allows. Whether it is run again, alone; else it may be told so."""
+    assert task.lease is not None, "only what a worker has can take too long"
+    if len(task.lease.tasks) == 1 or not stage.plan.retry or task.deadline <= mesh.now:
+        return False
+    _suspect(stage, task, group_max=1)
+    return True
+
+
+def _has_overrun(lease: Lease) -> bool:
+    """Whether its worker was ended because of the time it took."""
+    exited = lease.worker.exit
+    return lease.killed_at is not None and exited is not None and (exited.lease, exited.code) == (lease.id, KILLED)
+
+
+def _overrun(mesh: Mesh, stage: StageRecord, task: Task) -> None:
+    task.deaths += 1
+    if not set_apart(mesh, stage, task):
+        stage.counts.tasks_error += 1
+        text = f"request timeout: the stage took longer than {stage.plan.timeout_seconds:g} s"
+        mesh.close(task, Step.FAIL, int(Status.TIMEOUT), text.encode())
 
 
 def _may_have_run(lease: Lease) -> bool:
@@ -103,28 +133,34 @@ def _may_return(mesh: Mesh, stage: StageRecord, task: Task) -> bool:
 
 
 def _return(mesh: Mesh, stage: StageRecord, tasks: list[Task]) -> None:
-    suspects = [task for task in tasks if task.deaths]
+    suspects = [task for task in tasks if task.group_max]
     for task in tasks:
-        task.take(Step.BLAME if task.deaths else Step.RETURN)
+        task.take(Step.BLAME if task.group_max else Step.RETURN)
         task.lease = None
         task.attempt += 1
     stage.leased -= len(tasks)
     stage.counts.returned += len(tasks)
-    innocents = [task for task in tasks if not task.deaths]
+    innocents = [task for task in tasks if not task.group_max]
     stage.queue.push_front(mesh.not_held(stage, innocents) if mesh.held else innocents)
     for task in suspects:
         stage.queue.push_suspect(task)
 
 
-def _blame(mesh: Mesh, stage: StageRecord, task: Task, alone: bool) -> None:
+def _blame(mesh: Mesh, stage: StageRecord, lease: Lease, task: Task, group_max: int) -> None:
     task.deaths += 1
-    task.alone_deaths += alone
+    task.alone_deaths += lease.left == 1
     if task.alone_deaths >= mesh.limits.deaths_max:
         stage.counts.poisoned += 1
         mesh.close(task, Step.POISON, int(Status.POISONED), b"worker died")
         text = f"task {task.id:x} killed {task.deaths} workers of {stage.plan.name} and is not run again"
-        mesh.report("error", text)
+        mesh.report("error", f"{text}; the sha256 of its input begins with {sha256(task.payload).hexdigest()[:16]}")
         return
+    _suspect(stage, task, group_max)
+
+
+def _suspect(stage: StageRecord, task: Task, group_max: int) -> None:
+    """Run it apart, in a batch of so many at most, and never in a larger one than before."""
+    task.group_max = min(task.group_max or group_max, group_max) or 1
     task.take(Step.BLAME)
     task.lease = None
     task.attempt += 1

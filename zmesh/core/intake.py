@@ -7,6 +7,7 @@ from collections.abc import Container
 from zmesh.core.admission import shed_reason
 from zmesh.core.events import TasksCancelled, TasksSubmitted
 from zmesh.core.mesh import Mesh
+from zmesh.core.orders import interrupt_unwanted
 from zmesh.core.parts import lists
 from zmesh.core.peers import Gateway
 from zmesh.core.tasks import Route, Step, Task
@@ -94,7 +95,7 @@ def on_tasks_cancelled(mesh: Mesh, event: TasksCancelled) -> None:
 
 
 def cancel(mesh: Mesh, tasks: list[Task], reason: str) -> None:
-    """Nobody wants these any more: those that wait go, of those that run their workers are told."""
+    """Nobody wants these any more: those that wait go, of those that run their workers are told, or interrupted."""
     holders: dict[SessionId, tuple[Worker, list[TaskId]]] = {}
     for task in tasks:
         stage = mesh.stages[task.stage]
@@ -107,5 +108,6 @@ def cancel(mesh: Mesh, tasks: list[Task], reason: str) -> None:
     for worker, ids in holders.values():
         for part in lists(ids, mesh.limits.message_rows_max):
             mesh.tell(worker, Cancel(part, reason))
+        interrupt_unwanted(mesh, worker)
     if tasks:
         mesh.remember("cancelled:", reason, [task.id for task in tasks])

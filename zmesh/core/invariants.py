@@ -51,6 +51,7 @@ def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:
     assert worker.credit >= 0, f"{name}: above its credit"
     ends = worker.presence in (Presence.LOST, Presence.EXITING)
     assert ends == ((worker.ends_at, worker) in mesh.exiting), f"{name}: its end is settled or not"
+    _check_patience(mesh, stage, worker, name)
     usable = worker.presence is Presence.READY and worker.credit > 0
     assert (worker.session in crew.idle) == (usable and not worker.leases), f"{name}: idle or not"
     assert (worker.session in crew.busy) == bool(worker.leases), f"{name}: busy or not"
@@ -64,6 +65,18 @@ def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:
         assert len(lease.tasks) <= stage.plan.max_batch_size, f"{name}: lease {lease.id} is too large"
     suspects = [lease for lease in worker.leases.values() if lease.suspect]
     assert not suspects or len(worker.leases) == 1, f"{name}: a suspect has company"
+    for lease in suspects:
+        least = min([task.group_max for task in lease.tasks if task.lease is lease], default=len(lease.tasks))
+        assert len(lease.tasks) <= least, f"{name}: a group of {len(lease.tasks)} has one that may be in {least}"
+
+
+def _check_patience(mesh: Mesh, stage: StageRecord, worker: Worker, name: str) -> None:
+    """Where batches may take so long and no longer, somebody looks in time."""
+    oldest = worker.oldest()
+    if oldest is not None and stage.plan.timeout_seconds:
+        latest = max(stage.kill_at(oldest, mesh.limits), mesh.now + mesh.limits.heartbeat_seconds)
+        asked = stage.overdue_at is not None and stage.overdue_at <= latest
+        assert asked, f"{name}: nobody looks whether lease {oldest.id} takes too long"
 
 
 def _check_leases(mesh: Mesh) -> None:
@@ -78,6 +91,9 @@ def _check_tasks(mesh: Mesh) -> None:
     leased: Counter[int] = Counter()
     for task in mesh.tasks.values():
         story = "; ".join(mesh.story(task.id))
+        assert task.state is not TaskState.SUSPECT or task.group_max, (
+            f"task {task.id:x} is suspected of nothing: {story}"
+        )
         assert task.state is not TaskState.DONE, f"task {task.id:x} is done and still here: {story}"
         if task.state is TaskState.LEASED:
             leased[task.stage] += 1

@@ -9,6 +9,7 @@ have submitted again by then, and only successes, counts as a late success does.
 
 from __future__ import annotations
 
+from zmesh.core import endings
 from zmesh.core.events import BatchFinished
 from zmesh.core.mesh import Mesh
 from zmesh.core.stages import StageRecord
@@ -18,7 +19,7 @@ from zmesh.messages import Ack, LeaseId, Payload, Results, Status
 
 __all__ = ["on_batch_finished"]
 
-OK, AGAIN, INTERNAL = int(Status.OK), int(Status.AGAIN), int(Status.INTERNAL)
+OK, AGAIN, INTERNAL, TIMEOUT = int(Status.OK), int(Status.AGAIN), int(Status.INTERNAL), int(Status.TIMEOUT)
 SHORTEST_SERVICE_SECONDS = 1e-6
 COMPUTE_US_MAX = 2**63 - 1  # of a task over all stages; with more its REPLY could not be read, again and again
 
@@ -75,15 +76,20 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
         if status == OK:
             good += 1
             _succeed(mesh, task, payload, kind, onward)
+        elif status == TIMEOUT and endings.set_apart(mesh, stage, task):
+            mesh.awaken(stage)
         else:
             stage.counts.tasks_error += 1
             known = status if status != AGAIN else INTERNAL  # that is for a broker to say
             mesh.close(task, Step.FAIL, known, payload, kind)
     lease.left -= taken
     stage.counts.tasks_ok += good
-    if taken and lease.is_open and not lease.is_free:
-        service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
-        stage.batcher.answered(mesh.now, taken, service, good > 0)
+    if taken:
+        lease.clock = mesh.now
+        lease.succeeded = lease.succeeded or good > 0
+        if lease.is_open and not lease.is_free:
+            service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
+            stage.batcher.answered(mesh.now, taken, service, good > 0)
     _send_on(mesh, onward)
     mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
 
@@ -131,6 +137,8 @@ def _finish(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     stage.batch_seconds.add(mesh.now - lease.started)
     worker.batches += 1
     worker.tasks += len(lease.tasks)
+    if lease.succeeded and not lease.is_interrupted:
+        worker.has_succeeded = worker.may_interrupt = True
     del mesh.leases[lease.id]
     stage.crew.release(worker, lease, mesh.now, grant=True)
     mesh.awaken(stage)

@@ -23,12 +23,24 @@ from zmesh.core.events import (
 )
 from zmesh.core.intake import cancel
 from zmesh.core.mesh import Mesh
+from zmesh.core.parts import tail
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Step
 from zmesh.core.workers import Presence, PresenceStep, Worker
-from zmesh.messages import Ack, Hello, Reply, Role, Stats, Status, Tasks, WorkerState
+from zmesh.messages import (
+    LONG_TEXT_BYTES_MAX,
+    TEXT_BYTES_MAX,
+    Ack,
+    Hello,
+    Reply,
+    Role,
+    Stats,
+    Status,
+    Tasks,
+    WorkerState,
+)
 
 __all__ = [
     "end_peer",
@@ -49,6 +61,7 @@ __all__ = [
 ]
 
 FAILING_CHARS_MAX = 1000  # of the line that every client of a failing stage is answered
+TRACEBACKS_BYTES_MAX = LONG_TEXT_BYTES_MAX // 4  # of all stages, so that a snapshot stays short enough to be told
 
 
 def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
@@ -96,7 +109,8 @@ def _carry_over(mesh: Mesh, former: Worker, peer: Worker, hello: Hello) -> None:
                 peer.leases[lease_id] = lease
     oldest = peer.oldest()
     if oldest is not None and oldest is not former_oldest:
-        oldest.started = mesh.now
+        oldest.start(mesh.now)
+    peer.succeed(former)
     stage = mesh.stages[former.stage]
     for lease in reversed(list(former.leases.values())):
         endings.unmake_lease(mesh, stage, lease)
@@ -113,7 +127,7 @@ def on_credit_granted(mesh: Mesh, event: CreditGranted) -> None:
     worker.total = max(worker.total, credit.total)
     if credit.state is WorkerState.READY and worker.presence <= Presence.READY:
         worker.take(PresenceStep.READY)
-        stage.was_ready, stage.failing = True, None
+        stage.was_ready, stage.failing, stage.traceback = True, None, ""
     elif credit.state is WorkerState.DRAINING and worker.presence <= Presence.DRAINING:
         worker.take(PresenceStep.DRAIN)
     stage.crew.sort(worker)
@@ -147,6 +161,7 @@ def _fail_stage(mesh: Mesh, stage: StageRecord, reason: str) -> None:
         return
     lines = reason.strip().splitlines() or ["for an unknown reason"]
     stage.failing = f"stage {stage.plan.name} does not start: {lines[-1][:FAILING_CHARS_MAX]}"
+    stage.traceback = tail(reason, min(TEXT_BYTES_MAX, TRACEBACKS_BYTES_MAX // len(mesh.stages)))
     mesh.report("error", stage.failing)
     mesh.awaken(stage)
 

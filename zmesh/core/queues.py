@@ -126,14 +126,34 @@ class StageQueue:
         self.bytes -= bytes_cut
         return batch
 
-    def cut_suspect(self) -> Task:
-        """The first living suspect. Only when there is one."""
-        while True:
-            task = self._suspects.popleft()
-            if self._is_here(task):
-                self.suspects -= 1
-                self.bytes -= task.size
-                return task
+    def cut_suspects(self, size: int, inline_bytes_max: int) -> list[Task]:
+        """The first living suspect, and up to `size` with it of those that may be in such a batch; at least one.
+
+        Who may not, or would make the message too long, keeps its place.
+        """
+        group: list[Task] = []
+        passed: list[Task] = []
+        suspects = self._suspects
+        inline = 0
+        while suspects and len(group) < size:
+            task = suspects.popleft()
+            if not self._is_here(task):
+                continue
+            if not group:
+                size = min(size, task.group_max)
+            elif task.group_max < size or inline + _inline(task) > inline_bytes_max:
+                passed.append(task)
+                continue
+            inline += _inline(task)
+            group.append(task)
+            self.suspects -= 1
+            self.bytes -= task.size
+        suspects.extendleft(reversed(passed))
+        return group
+
+    def suspects_here(self) -> list[Task]:
+        """All living suspects, in order."""
+        return [task for task in self._suspects if self._is_here(task)]
 
     def living(self) -> Iterable[Task]:
         """Everything that waits here, for invariants and for a stage that gives up."""
@@ -143,3 +163,8 @@ class StageQueue:
         state = task.state
         waits = state is TaskState.QUEUED or state is TaskState.SUSPECT or state is TaskState.HELD
         return waits and task.route.stages[task.hop] == self._index
+
+
+def _inline(task: Task) -> int:
+    """Bytes of its payload that count for a message: a large one has a frame of its own."""
+    return task.size if task.size < OWN_FRAME_BYTES else 0

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from math import inf
 
-from zmesh.core import endings
+from zmesh.core import endings, orders
 from zmesh.core.events import ConnectionLost, Stalled
 from zmesh.core.mesh import Mesh
 from zmesh.core.peers import Gateway
 from zmesh.core.presence import end_peer, end_worker, say_again
-from zmesh.core.workers import Worker
+from zmesh.core.stages import StageRecord
+from zmesh.core.workers import Lease, Worker
 from zmesh.messages import Ack, Heartbeat
 
 __all__ = ["on_connection_lost", "on_stalled", "probe", "sweep"]
@@ -44,6 +45,9 @@ def on_stalled(mesh: Mesh, event: Stalled) -> None:
     mesh.directory.forgive(gap)
     for lease in mesh.leases.values():
         lease.started += gap
+        lease.clock += gap
+        if lease.stuck_since is not None:
+            lease.stuck_since += gap
     waited_for = [(ends_at, worker) for ends_at, worker in mesh.exiting if worker.ends_at == ends_at]
     mesh.exiting.clear()
     for ends_at, worker in waited_for:
@@ -83,10 +87,20 @@ def _sweep_worker(mesh: Mesh, worker: Worker) -> None:
         end_worker(mesh, worker)
         return
     oldest = worker.oldest()
-    longest = stage.lease_seconds(limits.lease_seconds_min, limits.lease_service_factor)
-    if oldest is not None and stage.plan.retry and now - oldest.started >= longest:
+    if oldest is not None:
+        _sweep_lease(mesh, stage, worker, oldest)
+    while worker.acks:
+        mesh.tell(worker, Ack(worker.take_acks(), []))
+
+
+def _sweep_lease(mesh: Mesh, stage: StageRecord, worker: Worker, running: Lease) -> None:
+    """It may be too old, and nobody may want it any more since its rows were answered by others."""
+    is_expired = mesh.now - running.clock >= stage.lease_seconds(mesh.limits)
+    if is_expired and stage.plan.retry:
         for lease in worker.leases.values():  # what waits behind it is stuck as well
             endings.hedge_lease(mesh, stage, lease)
         mesh.awaken(stage)
-    while worker.acks:
-        mesh.tell(worker, Ack(worker.take_acks(), []))
+    if not running.is_wanted():
+        orders.interrupt_unwanted(mesh, worker)
+        if is_expired and not stage.plan.timeout_seconds:
+            orders.kill_stuck(mesh, worker, running)

@@ -62,6 +62,7 @@ def _stage(stage: StageRecord) -> dict[str, object]:
         "ready_workers": stage.crew.ready(),
         "was_ready": stage.was_ready,
         "failing": stage.failing,
+        "traceback": stage.traceback,
         "workers": [_worker(worker) for worker in stage.crew.workers.values()],
         "counters": counts,
         "batch_size": stage.batch_size.snapshot(),

@@ -10,11 +10,11 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zmesh.config import StagePlan
+from zmesh.config import Limits, StagePlan
 from zmesh.core.batching import Batcher, Release
 from zmesh.core.queues import StageQueue
 from zmesh.core.tasks import Task
-from zmesh.core.workers import Crew, Worker
+from zmesh.core.workers import Crew, Lease, Worker
 
 __all__ = ["Choice", "Histogram", "StageCounts", "StageRecord"]
 
@@ -78,9 +78,11 @@ class StageRecord:
         self.batch_seconds = Histogram(SECONDS_BOUNDS)
         self.queue_seconds = Histogram(SECONDS_BOUNDS)
         self.leased = 0  # tasks with workers
-        self.failing: str | None = None
+        self.failing: str | None = None  # one line
+        self.traceback = ""  # the whole of it
         self.was_ready = False
         self.wake: float | None = None  # when to ask `choose` again though nothing happens
+        self.overdue_at: float | None = None  # no batch takes longer than the stage allows before then
         self._suspect_turn = True
 
     def choose(self, now: float) -> Choice | None:
@@ -91,7 +93,7 @@ class StageRecord:
         worker = crew.longest_idle()
         if worker is not None and (self._suspect_turn or not waiting) and self._suspect_may_go():
             self._suspect_turn = False
-            return Choice(worker, 1, Release.SINGLE, True)
+            return Choice(worker, self._group_size(now), Release.SINGLE, True)
         if not waiting:
             return None
         choice = self._ordinary(worker, waiting, now)
@@ -104,7 +106,25 @@ class StageRecord:
         if not self.queue.suspects:
             return False
         running = sum(lease.suspect for worker in self.crew.busy.values() for lease in worker.leases.values())
-        return running < max(1, self.crew.ready() // 4)
+        return running < self._suspect_slots()
+
+    def _suspect_slots(self) -> int:
+        return max(1, self.crew.ready() // 4)
+
+    def _group_size(self, now: float) -> int:
+        """How many suspects to run together: one, if all of them are through in half the time that the most urgent
+        has left; else the smallest power of two for which that holds, else as many as fit into a batch.
+
+        What each of them may be in at most is the queue's to heed.
+        """
+        service, most = self.batcher.service, self.plan.max_batch_size
+        left = [task.deadline - now for task in self.queue.suspects_here() if task.deadline > now]
+        size = 1
+        if left and service > 0:
+            rounds = min(left) / 2 * self._suspect_slots() / service
+            while size < most and -(-len(left) // size) > rounds:
+                size *= 2
+        return min(size, most)
 
     def _ordinary(self, worker: Worker | None, waiting: int, now: float) -> Choice | None:
         """A batch of those who are suspected of nothing; `worker` is the longest idle one."""
@@ -151,6 +171,17 @@ class StageRecord:
             return 0.0
         return self.batcher.shortest(now) or 0.0
 
-    def lease_seconds(self, least: float, factor: float) -> float:
-        """How long the oldest lease of a worker may run before its tasks are tried elsewhere as well."""
-        return max(least, factor * self.batcher.service)
+    def lease_seconds(self, limits: Limits) -> float:
+        """How long the oldest lease of a worker may be silent before its tasks are tried elsewhere as well.
+
+        A stage with a timeout has its workers ended instead, and waits to see that it did not help.
+        """
+        longest = max(limits.lease_seconds_min, limits.lease_service_factor * self.batcher.longest)
+        allowed = self.plan.timeout_seconds
+        return max(longest, allowed + limits.kill_grace_seconds + limits.dead_seconds) if allowed else longest
+
+    def kill_at(self, lease: Lease, limits: Limits) -> float:
+        """When the worker of this lease is to be ended, for the first time or again. Only of a stage with a timeout."""
+        if lease.killed_at is not None:
+            return lease.killed_at + limits.heartbeat_seconds
+        return lease.clock + self.plan.timeout_seconds + limits.kill_grace_seconds

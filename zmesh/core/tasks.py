@@ -5,9 +5,9 @@ Rule 2: this file knows no worker, no socket and no clock.
 Rule 3: a task is the only thing that lives from SUBMIT to REPLY, one object for one request.
 
 A task waits (QUEUED), is with a worker (LEASED), waits for the next stage (QUEUED again) and is answered (DONE). One
-that was running when a process died of it is a SUSPECT: it waits apart, runs alone, and costs nobody else a thing. One
-whose gateway does not take its answers is HELD until it does. A late success moves a task on from wherever it is, which
-is why ADVANCE and FINISH are legal while it waits.
+that was running when a process died of it, or that may be what took too long, is a SUSPECT: it waits apart, runs alone
+or among other suspects, and costs nobody else a thing. One whose gateway does not take its answers is HELD until it
+does. A late success moves a task on from wherever it is, which is why ADVANCE and FINISH are legal while it waits.
 
 The diagram in docs/states.md is drawn from the table.
 """
@@ -38,7 +38,7 @@ class TaskState(IntEnum):
 class Step(IntEnum):
     LEASE = 0  # queue → worker
     RETURN = 1  # its lease ended without a result, through no fault of its own
-    BLAME = 2  # a process died while running it
+    BLAME = 2  # a process died while running it, or its batch took too long
     ADVANCE = 3  # this stage is done, on to the next
     FINISH = 4  # the last stage is done
     FAIL = 5  # it deserves an error
@@ -112,6 +112,7 @@ class Task:
         "deadline",
         "deaths",
         "gateway",
+        "group_max",
         "hedged",
         "hop",
         "id",
@@ -150,6 +151,7 @@ class Task:
         self.attempt = 1
         self.deaths = 0  # charged at this stage
         self.alone_deaths = 0  # of those, as the only row of its lease
+        self.group_max = 0  # a suspect at this stage, and the largest batch that it may be in; 0: suspected of nothing
         self.returns = 0
         self.hedged = False  # given to a second worker at this stage because the first took too long
         self.queue_us = 0
@@ -176,5 +178,5 @@ class Task:
         self.hop += 1
         self.payload, self.kind, self.size = payload, kind, len(payload)
         self.arrived = now
-        self.attempt, self.deaths, self.alone_deaths, self.returns, self.hedged = 1, 0, 0, 0, False
+        self.attempt, self.deaths, self.alone_deaths, self.group_max, self.returns, self.hedged = 1, 0, 0, 0, 0, False
         self.lease = None

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 from zmesh.core.events import Address
 from zmesh.core.peers import Peer
-from zmesh.core.tasks import Task
+from zmesh.core.tasks import Task, TaskState
 from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId
 
 __all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
@@ -80,15 +80,46 @@ PRESENCE_STEPS: Mapping[Presence, Mapping[PresenceStep, Presence]] = {
 class Lease:
     """A batch in a worker's hands. Row `i` is `tasks[i]` as long as that task's own `lease` is this one."""
 
-    __slots__ = ("answered", "id", "is_free", "is_open", "left", "started", "suspect", "tasks", "worker")
+    __slots__ = (
+        "answered",
+        "clock",
+        "id",
+        "is_free",
+        "is_interrupted",
+        "is_open",
+        "killed_at",
+        "left",
+        "started",
+        "stuck_since",
+        "succeeded",
+        "suspect",
+        "tasks",
+        "worker",
+    )
 
     def __init__(self, id: LeaseId, worker: Worker, tasks: list[Task], suspect: bool) -> None:
         self.id, self.worker, self.tasks, self.suspect = id, worker, tasks, suspect
         self.left = len(tasks)  # rows without a status
         self.answered = bytearray(len(tasks))
         self.started = 0.0  # when it was given, and again when it became its worker's oldest
+        self.clock = 0.0  # the same, and again whenever some of its rows were answered: how long it is silent
         self.is_open = True
         self.is_free = False  # answered before its worker's HELLO: it costs and grants no credit there
+        self.succeeded = False  # some row did
+        self.is_interrupted = False  # its worker's agent was told to
+        self.killed_at: float | None = None  # when its worker's agent was last told to, because it takes too long
+        self.stuck_since: float | None = None  # nobody wants it, and it runs for far too long
+
+    def start(self, now: float) -> None:
+        self.started = self.clock = now
+
+    def is_wanted(self) -> bool:
+        """Whether anybody waits for any of its rows, from this lease or from another."""
+        stage = self.worker.stage
+        return any(
+            not answered and task.state is not TaskState.DONE and task.stage == stage
+            for answered, task in zip(self.answered, self.tasks, strict=True)
+        )
 
 
 class Worker(Peer):
@@ -99,8 +130,11 @@ class Worker(Peer):
         "batches",
         "ends_at",
         "exit",
+        "has_succeeded",
         "idle_since",
+        "is_beyond_reach",
         "leases",
+        "may_interrupt",
         "presence",
         "stage",
         "tasks",
@@ -123,6 +157,14 @@ class Worker(Peer):
         self.ends_at: float | None = None  # when it is lost or exited: how long we wait for its last words
         self.batches = 0
         self.tasks = 0
+        self.has_succeeded = False  # it brought a batch to a good end
+        self.may_interrupt = False  # it did so since it was last interrupted
+        self.is_beyond_reach = False  # it was reported that no agent is there that could end it
+
+    def succeed(self, former: Worker) -> None:
+        """The same process in a new session."""
+        self.batches, self.tasks = former.batches, former.tasks
+        self.has_succeeded, self.may_interrupt = former.has_succeeded, former.may_interrupt
 
     def take(self, step: PresenceStep) -> None:
         following = PRESENCE_STEPS[self.presence].get(step)
@@ -191,7 +233,7 @@ class Crew:
         """A lease is given: it takes one credit."""
         assert worker.credit > 0, "never above credit"
         worker.used += 1
-        lease.started = now
+        lease.start(now)
         worker.leases[lease.id] = lease
         self.sort(worker)
 
@@ -207,7 +249,7 @@ class Crew:
             self.ahead.pop(worker.session, None)
             following = worker.oldest()
             if following is not None:
-                following.started = now
+                following.start(now)
             else:
                 worker.idle_since = now
         self.sort(worker)

@@ -156,7 +156,8 @@ def test_a_task_that_died_alone_twice_is_poisoned_and_innocents_succeed():
     assert scene.turn(w3.credits(1)) == ["w3 ← TASKS 3: 2"]
     assert scene.turn(w3.finishes(3)) == ["w3 ← TASKS 4: 1, ACK 3", "g ← REPLY 2 ok"]
     assert scene.dies(w3, SEGFAULT, lease=4) == [
-        "error: task 1 killed 3 workers of embed and is not run again",
+        "error: task 1 killed 3 workers of embed and is not run again; "
+        "the sha256 of its input begins with 2d711642b726b044",
         "forget w3",
         "g ← REPLY 1 POISONED 'worker died'",
     ]
@@ -190,6 +191,36 @@ def test_a_suspect_that_is_returned_stays_a_suspect():
     scene.dies(w2, KILLED, lease=2)
     assert scene.states() == {1: TaskState.SUSPECT} and scene.deaths() == {1: 1}
     assert scene.stage.queue.suspects == 1
+
+
+def test_a_row_that_a_death_points_at_runs_alone_and_its_neighbours_as_before():
+    scene = Scene(rows=4)
+    scene.dies(scene.w1, SEGFAULT, lease=1, phase=Phase.DECODE, row=1)
+    assert {task.id: task.group_max for task in scene.world.mesh.tasks.values()} == {1: 0, 2: 1, 3: 0, 4: 0}
+    assert scene.world.task(2).alone_deaths == 0
+
+
+def test_a_group_that_dies_is_halved_until_the_guilty_one_is_alone():
+    scene = Scene(rows=8)
+    for id in range(1, 9):
+        scene.world.task(id).deadline = scene.world.now + 2.0
+    scene.stage.batcher.answered(scene.world.now, 8, 1.0, ok=True)
+    sizes, kills, worker = [], 1, scene.w1
+    scene.dies(worker, SEGFAULT, lease=1)
+    while scene.world.mesh.tasks:
+        worker = scene.world.worker(f"w{kills + 1}")
+        scene.turn(worker.credits(1))
+        while leases := list(scene.world.record(worker).leases.values()):
+            ids = [task.id for task in leases[0].tasks]
+            sizes.append(len(ids))
+            if 6 in ids:
+                kills += 1
+                scene.dies(worker, SEGFAULT, lease=leases[0].id)
+                break
+            scene.turn(worker.finishes(leases[0].id))
+    assert sizes == [4, 4, 2, 2, 1, 1, 1]
+    assert scene.stage.counts.tasks_ok == 7 and scene.stage.counts.poisoned == 1
+    assert kills == scene.stage.counts.deaths == 5, "3 + log2(8) at most"
 
 
 # Once only
@@ -357,6 +388,25 @@ def test_what_waits_behind_a_batch_that_takes_far_too_long_is_run_elsewhere_too(
 def test_a_stage_that_runs_once_waits_for_its_worker_however_long_it_takes():
     scene = hedged(retry=False)
     assert scene.states() == {1: TaskState.LEASED, 2: TaskState.LEASED}
+
+
+def test_rows_that_are_answered_bit_by_bit_do_not_take_too_long():
+    scene = Scene(rows=2)
+    scene.world.wait(2.0)
+    assert scene.turn(scene.w1.finishes(1, 0)) == ["g ← REPLY 1 ok"]
+    scene.world.wait(9.0)
+    assert scene.states() == {2: TaskState.LEASED}
+    scene.world.wait(1.0)
+    assert scene.states() == {2: TaskState.QUEUED}
+
+
+def test_results_that_are_said_again_are_no_news():
+    scene = Scene(rows=2)
+    scene.turn(scene.w1.finishes(1, 0))
+    scene.world.wait(9.0)
+    scene.turn(scene.w1.finishes(1, 0))
+    scene.world.wait(1.0)
+    assert scene.states() == {2: TaskState.QUEUED}
 
 
 def test_slow_leases_that_finish_in_the_end_are_not_kept():

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from tests.unit.core.world import World
 from zmesh.core.queues import SWEEP_MIN, StageQueue
 from zmesh.core.tasks import Route, Step, Task, TaskState
-from zmesh.messages import TaskId
+from zmesh.messages import OWN_FRAME_BYTES, TaskId
 
 ROUTE = Route("/go", (0, 1))
 GATEWAY, OTHER = World().gateway(), World().gateway()
@@ -23,11 +23,19 @@ def ids(tasks: Iterable[Task]) -> list[int]:
     return [task.id for task in tasks]
 
 
-def a_suspect(id: int) -> Task:
-    task = a_task(id)
+def a_suspect(id: int, group_max: int = 1, size: int = 10) -> Task:
+    task = a_task(id, size)
     task.take(Step.LEASE)
     task.take(Step.BLAME)
+    task.group_max = group_max
     return task
+
+
+def of_suspects(*suspects: Task) -> StageQueue:
+    queue = StageQueue(0)
+    for suspect in suspects:
+        queue.push_suspect(suspect)
+    return queue
 
 
 def cancel(queue: StageQueue, task: Task) -> None:
@@ -61,8 +69,29 @@ def test_suspects_wait_apart():
     queue.push_suspect(a_suspect(3))
     assert (queue.waiting, queue.suspects, queue.bytes) == (1, 2, 30)
     assert ids(queue.cut(9, 1000)) == [1]
-    assert queue.cut_suspect().id == 2
+    assert ids(queue.suspects_here()) == [2, 3]
+    assert ids(queue.cut_suspects(1, 1000)) == [2]
     assert (queue.waiting, queue.suspects, queue.bytes) == (0, 1, 10)
+
+
+def test_a_group_of_suspects_is_as_large_as_its_first_one_may_be_in():
+    queue = of_suspects(*[a_suspect(id, group_max=2) for id in (1, 2, 3)])
+    assert ids(queue.cut_suspects(4, 1000)) == [1, 2]
+    assert ids(queue.cut_suspects(4, 1000)) == [3]
+    assert (queue.suspects, queue.bytes) == (0, 0)
+
+
+def test_who_may_not_be_in_so_large_a_group_keeps_its_place():
+    queue = of_suspects(a_suspect(1, 4), a_suspect(2, 1), a_suspect(3, 2), a_suspect(4, 4), a_suspect(5, 8))
+    assert ids(queue.cut_suspects(4, 1000)) == [1, 4, 5]
+    assert ids(queue.suspects_here()) == [2, 3]
+    assert ids(queue.cut_suspects(4, 1000)) == [2]
+
+
+def test_a_group_of_suspects_fits_into_one_message():
+    queue = of_suspects(a_suspect(1, 4, 30), a_suspect(2, 4, 30), a_suspect(3, 4, 5), a_suspect(4, 4, OWN_FRAME_BYTES))
+    assert ids(queue.cut_suspects(4, 40)) == [1, 3, 4]
+    assert ids(queue.cut_suspects(4, 1)) == [2], "at least one"
 
 
 def test_who_left_is_off_the_count_at_once_and_stepped_over_later():
@@ -79,7 +108,7 @@ def test_who_left_is_off_the_count_at_once_and_stepped_over_later():
     assert ids(queue.living()) == [3, 5]
     assert queue.oldest() == 3.0
     assert ids(queue.cut(3, 1000)) == [3]
-    assert queue.cut_suspect().id == 5
+    assert ids(queue.cut_suspects(2, 1000)) == [5]
     assert (queue.waiting, queue.suspects, queue.bytes) == (0, 0, 0)
 
 

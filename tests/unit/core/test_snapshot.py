@@ -4,6 +4,7 @@ import json
 
 from tests.unit.core.world import SEGFAULT, World, stage
 from zmesh.core.replies import ROW_BYTES
+from zmesh.messages import LONG_TEXT_BYTES_MAX
 
 
 def seen(world: World) -> dict:
@@ -72,11 +73,27 @@ def test_queues_leases_workers_and_counts_are_those_of_the_moment():
     assert embed["batch_size"]["sum"] == 4.0 and "counts" in embed["batch_seconds"] and "sum" in embed["queue_seconds"]
 
 
-def test_a_failing_stage_says_why():
+def test_a_failing_stage_says_why_and_all_of_it_until_it_is_well():
     world = World()
     agent, worker = world.agent(), world.worker()
-    world.turn(agent.reports(worker, 1, reason="ValueError: no weights", failing=True))
-    assert seen(world)["stages"][0]["failing"] == "stage embed does not start: ValueError: no weights"
+    trace = "Traceback (most recent call last):\n  File app.py\nValueError: no weights"
+    world.turn(agent.reports(worker, 1, reason=trace, failing=True))
+    embed = seen(world)["stages"][0]
+    assert embed["failing"] == "stage embed does not start: ValueError: no weights"
+    assert embed["traceback"] == trace
+    world.turn(world.worker("w2").credits(1))
+    embed = seen(world)["stages"][0]
+    assert (embed["failing"], embed["traceback"]) == (None, "")
+
+
+def test_the_tracebacks_of_all_stages_leave_a_snapshot_short_enough_to_be_told():
+    world = World(*[stage(f"s{number}") for number in range(8)])
+    agent = world.agent()
+    for number in range(8):
+        worker = world.worker(f"w{number}", f"s{number}")
+        world.turn(agent.reports(worker, 1, reason="x" * LONG_TEXT_BYTES_MAX + "\nthe end", failing=True))
+    assert all(one["traceback"].endswith("the end") for one in seen(world)["stages"])
+    assert len(world.dispatcher.snapshot()) < LONG_TEXT_BYTES_MAX // 2
 
 
 def test_answers_that_are_kept_and_tasks_that_are_held_back_are_shown():

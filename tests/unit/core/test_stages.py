@@ -150,6 +150,56 @@ def test_a_partial_batch_that_waits_for_company_keeps_its_turn():
     assert world.turn(worker.finishes(3)) == ["w1 ← TASKS 4: 2, ACK 3", "g ← REPLY 11 ok"]
 
 
+def of_service(seconds: float, *, left: float, waiting: int = 8, ready: int = 1) -> list[int]:
+    """How many suspects leave together at first, where batches take `seconds` and those who wait have `left`."""
+    world = World(stage(max_batch_size=waiting))
+    gateway, agent, victim = world.gateway(), world.agent(), world.worker("victim", credit=1)
+    world.turn(gateway.submits(1000))
+    world.turn(victim.finishes(1), after=seconds)
+    world.turn(gateway.submits(*range(1, waiting + 1), ms=round((left + 0.02) * 1000)))
+    world.turn(agent.reports(victim, SEGFAULT, lease=2))
+    world.turn(after=0.02)
+    idle = [world.worker(f"w{number}") for number in range(ready)]
+    world.turn(*[worker.credits(1) for worker in idle])
+    return [len(message.columns.ids) for message in world.messages(Tasks) if isinstance(message, Tasks)]
+
+
+def test_suspects_run_one_by_one_if_all_are_through_in_half_the_time_that_the_most_urgent_has():
+    assert of_service(0.5, left=8.1) == [1]
+
+
+def test_else_they_run_in_the_smallest_groups_that_are():
+    assert of_service(0.5, left=7.9) == [2]
+    assert of_service(0.5, left=3.9) == [4]
+
+
+def test_no_group_is_larger_than_half_of_the_batch_that_died():
+    assert of_service(0.5, left=0.6) == [4]
+    assert of_service(0.5, left=0.6, waiting=3) == [1]
+
+
+def test_more_suspects_at_a_time_need_smaller_groups():
+    assert of_service(0.5, left=4.1, ready=7) == [2]
+    assert of_service(0.5, left=4.1, ready=8) == [1, 1]
+
+
+def test_as_long_as_nobody_knows_how_long_a_batch_takes_suspects_run_one_by_one():
+    world = World()
+    suspects(world, 4)
+    assert world.turn(world.worker().credits(1)) == ["w1 ← TASKS 2: 1"]
+
+
+def test_one_that_is_late_already_hurries_nobody():
+    world = World(stage(max_batch_size=8))
+    agent, gateway, victim = world.agent(), world.gateway(), world.worker("victim", credit=2)
+    world.turn(gateway.submits(1000))
+    world.turn(victim.finishes(1), after=1.0)
+    world.turn(gateway.submits(1, 2, 3), gateway.submits(4, ms=10))
+    world.turn(agent.reports(victim, SEGFAULT, lease=2))
+    world.turn(after=0.02)
+    assert world.turn(world.worker().credits(1)) == ["w1 ← TASKS 3: 1"]
+
+
 # Counting and time
 
 
@@ -197,7 +247,14 @@ def test_without_enough_experience_nobody_is_let_go_early():
 def test_a_lease_may_run_for_a_multiple_of_the_usual_time_and_never_for_less_than_the_least():
     world = World()
     gateway, worker = world.gateway(), world.worker(credit=1)
-    assert world.stage().lease_seconds(10.0, 5.0) == 10.0
-    world.turn(gateway.submits(1))
-    world.turn(worker.finishes(1), after=4.0)
-    assert world.stage().lease_seconds(10.0, 5.0) == 20.0
+    assert world.stage().lease_seconds(world.limits) == 10.0
+    for id, seconds in ((1, 1.0), (2, 4.0), (3, 1.0)):
+        world.turn(gateway.submits(id))
+        world.turn(worker.finishes(id), after=seconds)
+    assert world.stage().lease_seconds(world.limits) == 20.0
+
+
+def test_where_batches_may_take_so_long_and_no_longer_a_lease_runs_until_its_worker_should_be_gone():
+    quick, slow = World(stage(timeout_seconds=2.0)), World(stage(timeout_seconds=60.0))
+    assert quick.stage().lease_seconds(quick.limits) == 10.0
+    assert slow.stage().lease_seconds(slow.limits) == 60.0 + 1.0 + 5.0

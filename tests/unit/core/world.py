@@ -36,6 +36,7 @@ from zmesh.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Kill,
     LeaseId,
     Message,
     PeerId,
@@ -193,6 +194,9 @@ class World:
                 return f"ACK {_list(leases)}" if leases else f"ACK the end of {_list(names)}"
             case Cancel(ids, reason):
                 return f"CANCEL {_list(ids)}: {reason}"
+            case Kill(peer, lease, reason, interrupt):
+                (name,) = [one.name for one in self.everybody if one.peer == peer]
+                return f"{'INTERRUPT' if interrupt else 'KILL'} {name} while it runs {lease}: {reason}"
             case Refuse(code, text):
                 return f"REFUSE {code.name}: {text}"
             case _:

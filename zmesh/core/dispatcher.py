@@ -79,15 +79,15 @@ class Dispatcher:
         for stage in mesh.stages:
             if stage.wake is not None and stage.wake <= now:
                 mesh.awaken(stage)
-        for stage in mesh.awake.values():
-            if stage.failing is None:
-                self._hand_out(stage)
-            else:
-                presence.give_up(mesh, stage, stage.failing)
-        mesh.awake.clear()
-        for gateway in mesh.owed.values():
-            mesh.settle(gateway)
-        mesh.owed.clear()
+        while mesh.awake or mesh.owed or mesh.midway.fell:
+            while (awake := mesh.next_awake()) is not None:
+                if awake.failing is None:
+                    self._hand_out(awake)
+                else:
+                    presence.give_up(mesh, awake, awake.failing)
+            for gateway in mesh.owed.values():
+                mesh.settle(gateway)  # which may hold its tasks back, and so set others free
+            mesh.owed.clear()
         effects = mesh.effects.copy()
         mesh.effects.clear()
         return effects

@@ -161,8 +161,7 @@ class StageQueue:
                 if self._is_here(task):
                     inline += task.size if task.size < OWN_FRAME_BYTES else 0
                     if inline > inline_bytes_max and batch:
-                        size = 0  # the message is full, whatever other lanes have
-                        break
+                        break  # and nothing from another lane fits either
                     batch.append(task)
                 queue.popleft()
             lane.waiting -= len(batch) - start

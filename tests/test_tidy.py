@@ -27,7 +27,7 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses", "alarms", "crashing",
+        "tracebacks", "addresses", "alarms", "crashing", "asgi", "door",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "inference",
@@ -50,6 +50,7 @@ ONE_ANOTHER = ["core", "core.*"]
 # Sideways imports that are right all the same: (who, whom) and why.
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
+    ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
 }

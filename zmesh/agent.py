@@ -29,6 +29,7 @@ from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, Wor
 from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
+from zmesh.crashing import check, crash_at
 from zmesh.errors import DrainExpired, NeverReady, StartError
 from zmesh.hosting import Search, Signals, announcement, class_name, curl_data, stage_table
 from zmesh.household import LEAVING_ORDER, House, Household, household
@@ -98,6 +99,7 @@ class Agent:
 
     def run(self) -> int:
         """Raises StartError when nothing could be started."""
+        check()
         raise_file_limit()
         here, settings, limits = self._here, self._settings, self._settings.limits()
         with ExitStack() as held:
@@ -115,7 +117,7 @@ class Agent:
             self._signals = held.enter_context(Signals())
             context = Context()
             held.callback(context.close)
-            self._line = Line(context, front, self._poller, limits)
+            self._line = Line(context, front, self._poller, limits, "agent")
             self._watches.add(self._signals.fd, self._heed_signals)
             held.callback(lambda: sys.stderr.write(self._farewell))  # when nobody else can say anything any more
             held.callback(self._end_all)
@@ -175,6 +177,7 @@ class Agent:
                     slot.start_at = now + slot.restarts.died(slot.worker_id, Deeds.NONE, now)
                     log.error("%s cannot be started: %s", slot.name, error)
                 else:
+                    crash_at("agent.spawned")
                     self._watches.add(child.pipe.fd, partial(self._listen_to, slot))
                     self._watches.add(child.pidfd, partial(self._bury, slot))
 

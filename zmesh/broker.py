@@ -29,6 +29,8 @@ from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import DispatcherEffect, Forget, Report, Send
 from zmesh.core.events import Address, DispatcherEvent
+from zmesh.core.tasks import TaskState
+from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import WireError
 from zmesh.messages import (
     PROTOCOL_VERSION,
@@ -209,6 +211,10 @@ class Broker:
                 logger.exception("%r could not be performed", type(effect).__name__)
                 if isinstance(effect, Send):
                     self._pending.append(events.SendFailed(effect.address, effect.message))
+        if CRASHING and any(
+            task.hop and task.state is TaskState.QUEUED for task in self.dispatcher.mesh.tasks.values()
+        ):
+            crash_at("broker.next_step")
         if self._parked:
             self._retry(now)
         if self.dispatcher.mesh.drain is not None and self.dispatcher.mesh.is_finished:
@@ -248,6 +254,8 @@ class Broker:
             session, message = decode(frames[1:], self._limits)
         except WireError as error:
             return events.MessageBroken(address, str(error))
+        if CRASHING:
+            crash_at("broker.heard", message)
         return _event(address, session, message)
 
     def _arm(self) -> None:
@@ -289,13 +297,16 @@ class Broker:
             if hear is not None:
                 hear(effect.session, effect.message)
             return
+        if CRASHING:
+            crash_at("broker.sending", effect.message)
         frames = encode(effect.message, effect.session)
         if address in self._parked:
             self._park(address, effect.message, frames)
             return
         match self._routers[address[0]].send(address[1], frames):
             case Sent.SENT:
-                return
+                if CRASHING:
+                    crash_at("broker.sent", effect.message)
             case Sent.FULL:
                 self._park(address, effect.message, frames)
             case Sent.GONE:

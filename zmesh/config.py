@@ -36,6 +36,7 @@ class Limits:
     queue_bytes_max: int = 256 * MIB
     mesh_tasks_max: int = 100_000
     mesh_bytes_max: int = 1024 * MIB
+    midway_bytes_max: int = 256 * MIB  # waiting beyond a step; above it tasks at that step are not leased
     frame_bytes_max: int = 64 * MIB
     message_rows_max: int = 4096
     message_inline_bytes_max: int = 4 * MIB

@@ -28,10 +28,11 @@ from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from zmesh import openapi
 from zmesh.addresses import is_loopback
 from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
+from zmesh.asgi import AsgiApp, Receive, Scope, Send
 from zmesh.config import Plan, Settings
 from zmesh.connection import Connection
 from zmesh.errors import StartError
-from zmesh.inference import AsgiApp, Inference, Receive, Scope, Send
+from zmesh.inference import Inference
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
 from zmesh.telemetry import GatewayCounts, render
 

@@ -26,6 +26,7 @@ from typing import Any
 from zmesh.alarms import ALARM, ALARMS, INTERRUPT, Alarms, Call
 from zmesh.core.effects import Run
 from zmesh.core.events import RowsFinished
+from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import ForwardCancelled, ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
@@ -115,6 +116,8 @@ class BatchRunner:
                 for other in todo:
                     other.ends_at = None
             todo += halves
+            if todo and part.finished:
+                crash_at("worker.between_results")
         self._slate.finish()
 
     def _run_part(self, part: _Part, now: float, cancelled: Collection[int]) -> list[_Part]:
@@ -123,6 +126,8 @@ class BatchRunner:
         if not rows:
             return []
         self._slate.write(part.lease.lease, _FORWARD)
+        if CRASHING:
+            crash_at("worker.forward")
         if part.ends_at is None and self._alarms.timeout:
             part.ends_at = self._clock() + self._alarms.timeout
         call = Call(part.lease, rows, cancelled, part.ends_at)

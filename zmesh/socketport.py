@@ -27,7 +27,7 @@ class SocketPort:
 
     def __init__(self, context: Context, endpoint: str, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._line = Line(context, endpoint, self, limits)
+        self._line = Line(context, endpoint, self, limits, "gateway")
         self._hear: Callable[[SessionId, Message], None] = _nobody
         self._lost: Callable[[], None] = _nobody
         self._dealer: Dealer | None = None

@@ -364,7 +364,7 @@ def main() -> int:
     ALARMS.install(document.stage.timeout_seconds, slate.ordered)
     runner = BatchRunner(worker, slate, retry=document.stage.retry)
     context, poller = Context(), Poller()
-    line = Line(context, document.endpoint, poller, document.settings.limits())
+    line = Line(context, document.endpoint, poller, document.settings.limits(), "worker")
     left = WorkerLoop(document.session(), runner, line, pipe, poller).run()
     log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()

@@ -81,15 +81,15 @@ class Dispatcher:
                 mesh.awaken(stage)
             if stage.overdue_at is not None and stage.overdue_at <= now:
                 orders.kill_overdue(mesh, stage)
-        for stage in mesh.awake.values():
-            if stage.failing is None:
-                self._hand_out(stage)
-            else:
-                presence.give_up(mesh, stage, stage.failing)
-        mesh.awake.clear()
-        for gateway in mesh.owed.values():
-            mesh.settle(gateway)
-        mesh.owed.clear()
+        while mesh.awake or mesh.owed or mesh.midway.fell:
+            while (awake := mesh.next_awake()) is not None:
+                if awake.failing is None:
+                    self._hand_out(awake)
+                else:
+                    presence.give_up(mesh, awake, awake.failing)
+            for gateway in mesh.owed.values():
+                mesh.settle(gateway)  # which may hold its tasks back, and so set others free
+            mesh.owed.clear()
         effects = mesh.effects.copy()
         mesh.effects.clear()
         return effects

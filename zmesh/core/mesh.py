@@ -14,6 +14,7 @@ from random import Random
 from zmesh.config import Limits, Plan
 from zmesh.core.directory import Directory
 from zmesh.core.effects import DispatcherEffect, Report, Send
+from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task, TaskState
@@ -28,7 +29,8 @@ class Mesh:
 
     def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "") -> None:
         self.plan, self.limits, self.now, self.host = plan, limits, now, host
-        self.stages = [StageRecord(stage, index) for index, stage in enumerate(plan.stages)]
+        self.midway = Midway(limits.midway_bytes_max, max((len(route.stages) for route in plan.routes), default=1))
+        self.stages = [StageRecord(stage, index, self.midway) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
         self.tasks: dict[TaskId, Task] = {}
@@ -77,6 +79,15 @@ class Mesh:
     def awaken(self, stage: StageRecord) -> None:
         self.awake[stage.index] = stage
 
+    def next_awake(self) -> StageRecord | None:
+        """The next stage to hand out from in this turn. What one hands out may set free who is held up at another."""
+        if self.midway.fell:
+            self.midway.fell = False
+            for stage in self.stages:
+                if stage.queue.waiting:
+                    self.awaken(stage)
+        return self.awake.pop(next(iter(self.awake))) if self.awake else None
+
     def enqueue(self, stage: StageRecord, tasks: list[Task]) -> None:
         """Tasks arrive at a stage, from a gateway or from the stage before."""
         if self.held:
@@ -103,6 +114,7 @@ class Mesh:
         task.take(step)
         del self.tasks[task.id]
         self.task_bytes -= task.size
+        task.payload = b""  # a lease that ended, or a queue, may remember the task for a while
         gateway = task.gateway
         if status is not None and gateway.session in self.directory.sessions:
             gateway.owed.add(task, status, payload, kind)

@@ -6,14 +6,15 @@ does not agree is answered "unknown peer", and the peer says HELLO again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from zmesh.config import Limits
 from zmesh.core.events import Address
 from zmesh.core.replies import KeptReplies, Outcomes
 from zmesh.messages import Hello, PeerId, Reply, Role, SessionId, Status, TaskId
 
-__all__ = ["Gateway", "Peer"]
+__all__ = ["Gateway", "Peer", "Share"]
 
 
 class Peer:
@@ -31,16 +32,26 @@ class Peer:
         self.lost_at: float | None = None  # when its connection was found gone
 
 
-class Gateway(Peer):
-    """A gateway, the outcomes of this turn that it is owed, and its answers that it has not acknowledged."""
+@dataclass(slots=True)
+class Share:
+    """What of a gateway's waits at one stage; what is held back for it is not counted."""
 
-    __slots__ = ("_again", "kept", "number", "owed", "was_given_up")
+    tasks: int = 0
+    bytes: int = 0
+
+
+class Gateway(Peer):
+    """A gateway, what of its own waits at each stage, the outcomes of this turn that it is owed, and its answers that
+    it has not acknowledged."""
+
+    __slots__ = ("_again", "kept", "number", "owed", "shares", "was_given_up")
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         super().__init__(session, address, hello, now)
         self.number = 0  # of its last REPLY
         self.was_given_up = False  # and its tasks cancelled, and it has not yet said all that it wants again
         self.kept = KeptReplies()
+        self.shares: defaultdict[int, Share] = defaultdict(Share)  # by the index of the stage
         self.owed = Outcomes()
         self._again = Outcomes()  # apart, since they are no answers
 
@@ -76,6 +87,7 @@ class Gateway(Peer):
         former.settle(limits)
         self.was_given_up = former.was_given_up
         self.kept = former.kept
+        self.shares = former.shares
         self.kept.lose_session()
 
     def say_again(self) -> list[Reply]:

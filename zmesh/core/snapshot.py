@@ -35,6 +35,7 @@ def snapshot_json(mesh: Mesh) -> str:
             "draining": mesh.drain is not None,
             "tasks": len(mesh.tasks),
             "task_bytes": mesh.task_bytes,
+            "midway_bytes": mesh.midway.beyond[0],
             "stages": [_stage(stage) for stage in stages],
             "routes": routes,
             "counters": {

@@ -161,11 +161,15 @@ class World:
         assert isinstance(found, Worker)
         return found
 
-    def kept(self, peer: Peer) -> KeptReplies:
-        """What the broker keeps for a gateway."""
+    def gateway_record(self, peer: Peer) -> GatewayRecord:
+        """What the broker knows of a gateway."""
         found = self.mesh.directory.sessions[peer.session]
         assert isinstance(found, GatewayRecord)
-        return found.kept
+        return found
+
+    def kept(self, peer: Peer) -> KeptReplies:
+        """What the broker keeps for a gateway."""
+        return self.gateway_record(peer).kept
 
     # Words for effects.
 

@@ -304,14 +304,10 @@ class Agent:
     def _obey(self, kill: Kill) -> None:
         """Only if it still runs that lease: the order may be older than what it does now."""
         for slot in self._slots:
-            if slot.child is None or not slot.child.runs(kill.peer, kill.lease):
-                continue
-            if kill.interrupt:
-                log.info("%s is interrupted: %s", slot.name, kill.reason)
-                slot.child.interrupt(kill.lease)
-            else:
-                log.warning("%s is killed: %s", slot.name, kill.reason)
-                slot.child.kill()
+            if slot.child is not None and slot.child.runs(kill.peer, kill.lease):
+                level, how = (logging.INFO, "interrupted") if kill.interrupt else (logging.WARNING, "killed")
+                log.log(level, "%s is %s: %s", slot.name, how, kill.reason)
+                slot.child.obey(kill)
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────────────────────────
 

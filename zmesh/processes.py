@@ -17,7 +17,7 @@ from time import monotonic
 
 from zmesh.config import StagePlan
 from zmesh.core.restarts import Deeds, Restarts
-from zmesh.messages import Exited, LeaseId, PeerId, WorkerBeat
+from zmesh.messages import Exited, Kill, LeaseId, PeerId, WorkerBeat
 from zmesh.pipe import PIPE_VARIABLE, Slate, pipe_pair
 
 __all__ = ["Child", "OutOfMemoryKills", "Slot", "signal_name"]
@@ -85,6 +85,13 @@ class Child:
     def runs(self, peer: PeerId, lease: LeaseId) -> bool:
         """Whether it is that process, and this is what it does now."""
         return self.slate is not None and self.peer == peer and self.slate.read().lease == lease
+
+    def obey(self, kill: Kill) -> None:
+        """End it, or interrupt it."""
+        if kill.interrupt:
+            self.interrupt(kill.lease)
+        else:
+            self.kill()
 
     def interrupt(self, lease: LeaseId) -> None:
         """Ask it to break off this lease. Harmless when it does something else by now, or has ended."""

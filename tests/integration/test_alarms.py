@@ -2,13 +2,14 @@
 
 import http.client
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness import RunningMesh, running, wait_until
+from tests.harness import RunningMesh, all_at_once, running, wait_until
 from tests.integration.storm import storm
 from tests.lone_worker import LoneWorker, lone_worker
 from zmesh.messages import Cancel, Heartbeat, LeaseId, Phase, Status, TaskId
@@ -83,20 +84,33 @@ def leave(mesh: RunningMesh, path: str, **item: Any) -> None:
     connection.close()
 
 
-def test_a_python_loop_over_its_timeout_costs_its_own_requests_and_no_worker() -> None:
+def test_a_python_loop_over_its_timeout_costs_its_own_request_and_neither_a_neighbour_nor_a_worker() -> None:
     with running(APP, "--timeout", "20000") as mesh:
         pids = mesh.worker_pids()
         slow = mesh.post("/timed", *bodies(how="spin", ms=FOR_EVER))
         assert (slow.status, slow.body) == (408, b"request timeout: the stage took longer than 0.5 s")
         assert slow.seconds < 5, "long before its own deadline"
-        assert mesh.post("/timed", *bodies(ms=1)).status == 200
+        with all_at_once(mesh.port, "/timed", bodies(3, how="sleep", ms=250)):  # so that the next ones share a batch
+            wait_until(lambda: "doing sleep" in mesh.log())
+            mixed = [*bodies(1, ms=FOR_EVER), *bodies(3, ms=2)]
+            with all_at_once(mesh.port, "/timed", mixed) as answers:
+                pass
+        assert [answer.status for answer in answers] == [408, 200, 200, 200]
         assert mesh.worker_pids() == pids
-        assert "stubborn.py" in mesh.log() and "ForwardTimeout: the stage took longer than 0.5 s" in mesh.log()
+        log = mesh.log()
+        assert "stubborn.py" in log
+        assert re.search(r"request \S+ \S+.* failed: ForwardTimeout: the stage took longer than 0.5 s", log), "no batch"
 
 
-def test_a_client_that_leaves_is_seen_by_a_forward_that_asks() -> None:
+def test_a_client_that_leaves_is_seen_by_a_forward_that_asks_and_ends_one_that_does_not() -> None:
     with running(APP, "--timeout", "20000") as mesh:
-        leave(mesh, "/patient", how="poll", ms=FOR_EVER)
+        pids = mesh.worker_pids()
+        leave(mesh, "/patient", how="poll", ms=FOR_EVER)  # the first batch of a worker is not interrupted
         after = mesh.post("/patient", *bodies(ms=1))
         assert after.status == 200 and after.seconds < 10, "the worker was free again"
         assert "told: [True]" in mesh.log()
+        leave(mesh, "/patient", how="spin", ms=FOR_EVER)
+        after = mesh.post("/patient", *bodies(ms=1))
+        assert after.status == 200 and after.seconds < 10, "the worker was free again"
+        assert "is interrupted: nobody waits" in mesh.log()
+        assert mesh.worker_pids() == pids

@@ -43,6 +43,8 @@ def snapshot_json(mesh: Mesh) -> str:
                 "malformed": directory.malformed,
                 "refused_peers": directory.refused,
                 "peers": len(directory.sessions),
+                "leases": len(mesh.leases),
+                "late_leases": len(mesh.late_leases),
                 "kept_replies": sum(len(gateway.kept) for gateway in gateways),
                 "kept_bytes": sum(gateway.kept.bytes for gateway in gateways),
             },

@@ -69,18 +69,28 @@ class Stuck(Worker):
 
 
 class Edge(Worker):
-    """Takes as long as the request says, and notes when something broke it off, and when it was a near thing."""
+    """Takes as long as the request says, and notes when something broke it off, and when it was a near thing. One
+    system call for a note, so that what breaks it off leaves it whole or out."""
+
+    def __init__(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self.ends, self.near = (
+            os.open(DIRECTORY / f"{name}-{os.getpid()}.jsonl", flags, 0o600) for name in ("ends", "near")
+        )
 
     def forward(self, data: dict) -> dict:
         began = time.monotonic()
         try:
             time.sleep(data["ms"] / 1000)
         except BaseException as error:
-            note(f"ends-{os.getpid()}", n=data["n"], by=type(error).__name__)
+            after = time.monotonic() - began
+            os.write(
+                self.ends, b'{"n": %d, "by": "%s", "after": %f}\n' % (data["n"], type(error).__name__.encode(), after)
+            )
             raise
         finally:
             if abs(time.monotonic() - began - TIMEOUT_SECONDS) <= NEAR_SECONDS:
-                note(f"near-{os.getpid()}", n=data["n"])
+                os.write(self.near, b'{"n": %d}\n' % data["n"])
         return bare(data)
 
 

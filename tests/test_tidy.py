@@ -27,7 +27,7 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses",
+        "tracebacks", "addresses", "signals",
     ],
     "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
     "3a parts": [

@@ -8,6 +8,7 @@ when it is gone: nobody would restart or drain them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["heed", "main", "serve_gateway"]
 
 DOCUMENT_SECONDS = 30.0  # for the agent to say how a lone broker begins
+SAY_SECONDS = 1.0  # between two lines that say how many requests remain
+
+log = logging.getLogger("zmesh.broker")
 
 
 def serve_gateway(
@@ -90,15 +94,25 @@ async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequ
         pipe.send(say="ready")
         seconds = await told
         broker.drain(seconds, "the broker stops")
-        try:
-            await asyncio.wait_for(broker.drained.wait(), seconds)
-        except TimeoutError:
-            return DrainExpired.exit_code
-        return 0
+        return 0 if await _drained(broker, loop.time() + seconds) else DrainExpired.exit_code
     finally:
         loop.remove_reader(pipe.fd)
         broker.close()
         context.close()
+
+
+async def _drained(broker: Broker, until: float) -> bool:
+    """Whether nothing is left before that time, on the loop's clock; what is left is said once per second."""
+    loop = asyncio.get_running_loop()
+    while (left := until - loop.time()) > 0:
+        try:
+            async with asyncio.timeout(min(SAY_SECONDS, left)):
+                await broker.drained.wait()
+            return True
+        except TimeoutError:
+            tasks = len(broker.dispatcher.mesh.tasks)
+            log.info("requests left to answer: %d, for %.0f s at most", tasks, max(0.0, until - loop.time()))
+    return False
 
 
 def _obey(pipe: Pipe, loop: asyncio.AbstractEventLoop, drain: Callable[[float], None]) -> None:

@@ -31,9 +31,9 @@ FLOORS: dict[str, list[str]] = {
     ],
     "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
     "3a parts": [
-        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi",
+        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
     ],
-    "3b programs": ["agent", "gateway", "lane"],
+    "3b programs": ["agent", "gateway", "lane", "draining"],
     "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip

@@ -54,7 +54,7 @@ class Agent:
     def __init__(self, here: Household, plan: Plan, settings: Settings, app: str, example: bytes | None) -> None:
         self._here, self._plan, self._settings, self._app, self._example = here, plan, settings, app, example
         self._slots = here.slots(Random(os.getpid()))
-        peer = PeerId(os.urandom(16))
+        self._peer = peer = PeerId(os.urandom(16))
         host, limits = socket.gethostname(), settings.limits()
         self._link = AgentLink(peer, host, os.getpid(), plan.fingerprint, limits, shape=plan.shape)
         self._epoch = 0  # of the broker that our workers were last told of
@@ -89,7 +89,7 @@ class Agent:
                 fronts.append(check_free(here.bind, len(self._plan.stages)))
             self._listener = held.enter_context(listen(settings.host, settings.port)) if self._has("gateway") else None
             number = self._listener.fileno() if self._listener else -1
-            self._house = House(here, self._plan, settings, self._app, front, tuple(fronts), number)
+            self._house = House(here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number)
             context = Context()
             held.callback(context.close)
             self._line = Line(context, front, self._poller, limits)

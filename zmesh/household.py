@@ -18,6 +18,7 @@ from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.errors import UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
+from zmesh.messages import PeerId
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
 
@@ -64,8 +65,9 @@ class Household:
 
     @property
     def serves_others(self) -> bool:
-        """Whether gateways elsewhere may need our workers until the end."""
-        return bool(self.bind or self.connect)
+        """Whether gateways elsewhere may need our workers until the end: not where the broker leaves with our gateway,
+        for then nobody can hear our workers any more."""
+        return bool(self.connect) or (bool(self.bind) and self.broker_role == "broker")
 
 
 def household(verb: str, plan: Plan, settings: Settings) -> Household:
@@ -98,10 +100,11 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What every process here is told. `front` is where they reach the broker, `fronts` are where a broker of ours
-    listens, `listener` is the descriptor of the HTTP socket, -1 without one."""
+    """What every process here is told. `agent` is who we are to a broker, `front` is where they reach the broker,
+    `fronts` are where a broker of ours listens, `listener` is the descriptor of the HTTP socket, -1 without one."""
 
     household: Household
+    agent: PeerId
     plan: Plan
     settings: Settings
     app: str
@@ -113,6 +116,7 @@ class House:
         """Raises OSError when the system has no room for another process."""
         shared = {
             "role": slot.role,
+            "agent": self.agent.hex(),
             "plan": self.plan.to_json(),
             "settings": self.settings.to_json(),
             "front": self.front,

@@ -23,6 +23,7 @@ from zmesh.broker import Broker
 from zmesh.config import Plan, Settings
 from zmesh.errors import DrainExpired, StartError
 from zmesh.linkage import Port
+from zmesh.messages import PeerId
 from zmesh.pipe import Pipe, child_pipe
 from zmesh.socketport import SocketPort
 from zmesh.transport import Context, raise_file_limit
@@ -57,7 +58,7 @@ def serve_gateway(
 
     async def serve(listener: socket.socket) -> int:
         loop, context = asyncio.get_running_loop(), Context()
-        broker = Broker(plan, settings.limits(), context, fronts, loop) if fronts else None
+        broker = Broker(plan, settings.limits(), context, fronts, loop, _agent(document)) if fronts else None
         try:
             if broker is not None:
                 broker.start()
@@ -83,10 +84,10 @@ def serve_gateway(
         return uvloop.run(serve(listener))
 
 
-async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str]) -> int:
+async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str], agent: PeerId) -> int:
     """A broker alone; 0 when everything it held was answered before it left."""
     loop, context = asyncio.get_running_loop(), Context()
-    broker = Broker(plan, settings.limits(), context, fronts, loop)
+    broker = Broker(plan, settings.limits(), context, fronts, loop, agent)
     told: asyncio.Future[float] = loop.create_future()
     try:
         broker.start()
@@ -99,6 +100,10 @@ async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequ
         loop.remove_reader(pipe.fd)
         broker.close()
         context.close()
+
+
+def _agent(document: Mapping[str, object]) -> PeerId:
+    return PeerId(bytes.fromhex(str(document["agent"])))
 
 
 async def _drained(broker: Broker, until: float) -> bool:
@@ -146,7 +151,7 @@ def main() -> int:
         fronts = document["fronts"]
         assert isinstance(fronts, list), document
         try:
-            return uvloop.run(_serve_broker(plan, settings, pipe, fronts))
+            return uvloop.run(_serve_broker(plan, settings, pipe, fronts, _agent(document)))
         except StartError as error:
             pipe.send(say="failed", text="", line=str(error))
             return error.exit_code

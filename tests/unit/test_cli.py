@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from zmesh import __version__
-from zmesh.cli import main, parse_known, table
+from zmesh.cli import main, parse_known
 from zmesh.config import OPTIONS, Plan
 from zmesh.errors import UsageError
 from zmesh.loader import current_verb
+from zmesh.status import table
 
 APP = """
     import sys
@@ -95,7 +96,7 @@ def in_a_process(*args: str, **variables: str) -> subprocess.CompletedProcess[st
 def test_help_shows_the_verbs_of_today(zmesh: Zmesh):
     code, out, _ = zmesh("--help")
     assert code == 0
-    verbs = ("run", "worker", "broker", "gateway", "check", "status", "version")
+    verbs = ("run", "worker", "broker", "gateway", "check", "status", "drain", "version")
     assert [verb for verb in verbs if f"\n  {verb} " not in out] == []
 
 

@@ -53,7 +53,7 @@ class Agent:
 
     def __init__(self, here: Household, plan: Plan, settings: Settings, app: str, example: bytes | None) -> None:
         self._here, self._plan, self._settings, self._app, self._example = here, plan, settings, app, example
-        self._slots = here.slots(Random(os.getpid()))
+        self._slots = here.slots(Random(os.getpid()), settings.restarts_per_minute)
         self._peer = peer = PeerId(os.urandom(16))
         host, limits = socket.gethostname(), settings.limits()
         self._link = AgentLink(peer, host, os.getpid(), plan.fingerprint, limits, shape=plan.shape)
@@ -201,8 +201,10 @@ class Agent:
             self._drain_exit_code = DrainExpired.exit_code
         if slot.stage is not None:
             is_oom = code == -signal.SIGKILL and self._oom.rose()
-            is_failing = slot.restarts.is_failing
-            exited = child.exited(slot.stage.name, slot.worker_id, code, is_oom=is_oom, is_failing=is_failing)
+            why = slot.restarts.excess
+            exited = child.exited(
+                slot.stage.name, slot.worker_id, code, is_oom=is_oom, is_failing=slot.restarts.is_failing, why=why
+            )
             self._tell(WorkerGone(exited))
         slot.child = slot.help_at = None
         child.close()

@@ -40,10 +40,10 @@ class Household:
     bind: str
     connect: str
 
-    def slots(self, random: Random) -> list[Slot]:
+    def slots(self, random: Random, restarts_per_minute: int) -> list[Slot]:
         slots = [Slot(role, None, 0, Restarts(1, random)) for role in self.roles if role != "worker"]
         for stage in self.stages:
-            restarts = Restarts(stage.num, random)
+            restarts = Restarts(stage.num, random, restarts_per_minute)
             slots += [Slot("worker", stage, number, restarts) for number in range(1, stage.num + 1)]
         return slots
 

@@ -124,11 +124,11 @@ class Child:
         words = self.slate.read()
         return WorkerBeat(self.peer, stage, worker_id, self.pid, words.lease, words.phase, self._rss_bytes())
 
-    def exited(self, stage: str, worker_id: int, code: int, *, is_oom: bool, is_failing: bool) -> Exited:
-        """What the broker is told of its end."""
+    def exited(self, stage: str, worker_id: int, code: int, *, is_oom: bool, is_failing: bool, why: str = "") -> Exited:
+        """What the broker is told of its end; `why` goes before how it ended."""
         assert self.slate is not None, "only workers have a slate"
         words = self.slate.read()
-        reason = self.failure or self.failure_line or signal_name(code)
+        reason = self.failure or self.failure_line or (f"{why}, the last by " if why else "") + signal_name(code)
         return Exited(
             self.peer, stage, worker_id, code, words.lease, words.phase, words.row, is_oom, reason, is_failing
         )

@@ -87,4 +87,15 @@ def status_text(snapshot: dict[str, Any]) -> str:
         table(("STAGE", "WORKER", "HOST", "PID", "STATE", "LEASES", "BATCHES", "TASKS"), workers),
         table(("ROUTE", "STAGES", "READY"), routes),
     ]
+    parts += [_failure(stage) for stage in stages if stage.get("failing")]
     return "\n\n".join((["draining"] if snapshot.get("draining") else []) + parts)
+
+
+def _failure(stage: dict[str, Any]) -> str:
+    """Why a stage is failing, and the end of the traceback if there is one."""
+    lines = str(stage.get("traceback") or "").strip().splitlines()
+    if len(lines) < 2:  # what is said in one line is said already
+        lines = []
+    left_out = [f"… {len(lines) - TRACEBACK_LINES_MAX} lines more with -o json"]
+    shown = left_out * (len(lines) > TRACEBACK_LINES_MAX) + lines[-TRACEBACK_LINES_MAX:]
+    return "\n".join([_printable(stage["failing"]), *(f"  {_printable(line)}" for line in shown)])

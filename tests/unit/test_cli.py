@@ -331,6 +331,19 @@ def test_status_is_a_table_of_stages_workers_and_routes(zmesh: Zmesh, answering:
         """)
 
 
+def test_status_shows_the_end_of_the_traceback_of_a_failing_stage(zmesh: Zmesh, answering: Callable[[int, bytes], str]):
+    lines = [f"line {number}" for number in range(14)]
+    failing = {"name": "Double", "failing": "stage Double does not start: KeyError: 'x'", "traceback": "\n".join(lines)}
+    plain = {"name": "Plain", "failing": "stage Plain does not start: SIG\x1bKILL", "traceback": "SIGKILL"}
+    snapshot = {"stages": [failing, plain, {"name": "Well", "failing": None, "traceback": ""}]}
+    code, out, _ = zmesh("status", answering(200, json.dumps(snapshot).encode()))
+    assert code == 0
+    _, _, told = out.partition("ROUTE  STAGES  READY\n\n")
+    shown = ["… 2 lines more with -o json", *lines[2:]]
+    expected = [failing["failing"], *(f"  {line}" for line in shown), "", "stage Plain does not start: SIG?KILL", ""]
+    assert told == "\n".join(expected)
+
+
 def test_status_as_json_is_what_the_mesh_said(zmesh: Zmesh, answering: Callable[[int, bytes], str]):
     code, out, _ = zmesh("status", "http://" + answering(200, json.dumps(SNAPSHOT).encode()), "-o", "json")
     assert code == 0 and json.loads(out) == SNAPSHOT

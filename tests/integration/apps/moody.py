@@ -25,6 +25,8 @@ class Moody(Worker):
 
     def forward(self, data: Any) -> Any:
         time.sleep(data.get("seconds", 0))
+        if "die" in data:
+            os._exit(data["die"])
         while "until" in data and not os.path.exists(data["until"]):
             time.sleep(0.01)
         helper = subprocess.Popen(["sleep", "600"]).pid if data.get("helper") else 0

@@ -27,16 +27,16 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses", "alarms", "crashing", "asgi", "door",
+        "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "inference",
         "connection",
     ],
     "3a parts": [
-        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi",
+        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
     ],
-    "3b programs": ["agent", "gateway", "lane"],
+    "3b programs": ["agent", "gateway", "lane", "draining"],
     "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip

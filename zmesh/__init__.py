@@ -8,7 +8,11 @@ A name is loaded when it is first used: a worker never pays for the HTTP side, n
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 from typing import TYPE_CHECKING
+
+from zmesh.signals import end_early
 
 if TYPE_CHECKING:
     from zmesh.current import current_task
@@ -36,6 +40,9 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if os.getpid() == 1:  # the only process of a container, to which SIGTERM means nothing unless somebody heeds it
+    end_early(signal.SIGTERM)
 
 _WHERE = {
     "ClientError": "zmesh.errors:ClientError",

@@ -114,15 +114,22 @@ class Broker:
     """Runs on the event loop that it is given; `start` binds, `close` ends everything.
 
     `fronts` are the endpoints of its front socket, one within this host and perhaps one for others; those of the stages
-    follow from them.
+    follow from them. `agent` is who started this process, and is told when an admin wants it to drain.
     """
 
     def __init__(
-        self, plan: Plan, limits: Limits, context: Context, fronts: Sequence[str], loop: asyncio.AbstractEventLoop
+        self,
+        plan: Plan,
+        limits: Limits,
+        context: Context,
+        fronts: Sequence[str],
+        loop: asyncio.AbstractEventLoop,
+        agent: PeerId | None = None,
     ) -> None:
         self._limits, self._loop = limits, loop
         self._clock = time.monotonic
-        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock(), host=socket.gethostname())
+        host = socket.gethostname()
+        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock(), host=host, agent=agent)
         front = context.router(limits.frame_bytes_max, *fronts)
         of_stages = [[stage_endpoint(front, index) for front in fronts] for index in range(len(plan.stages))]
         self._routers = [front, *(context.router(limits.frame_bytes_max, *endpoints) for endpoints in of_stages)]

@@ -217,6 +217,12 @@ OPTIONS: tuple[Option, ...] = (
         choices=("exit", "serve"),
     ),
     Option(
+        "restarts_per_minute",
+        "int",
+        "how often the workers of a stage may be started again within a minute, for each of its workers here",
+        verbs=WORKERS,
+    ),
+    Option(
         "log_level",
         "choice",
         "how much to say",
@@ -246,6 +252,7 @@ class Settings:
     wait: int = 10
     max_request_size: int = 10 * MIB
     on_start_failure: str = "exit"
+    restarts_per_minute: int = 60
     log_level: str = "info"
     namespace: str = "zmesh"
     path: str = ""
@@ -259,6 +266,7 @@ class Settings:
             "timeout": 1,
             "drain_timeout": 0,
             "wait": 0,
+            "restarts_per_minute": 0,
             "max_request_size": 1,
         }
         for name, minimum in least.items():

@@ -105,9 +105,9 @@ def pipe_pair() -> tuple[Pipe, socket.socket]:
 def child_pipe() -> Pipe | None:
     """The pipe to our agent, None when no agent started us. From here on this process ends when its agent does.
 
-    It leaves when it is told to or when the pipe ends, not by SIGINT or SIGTERM, which a terminal or a supervisor may
-    send to the whole family. They get a handler that does nothing, because to be ignored is inherited by programs that
-    user code starts, and to be handled is not.
+    It leaves when it is told to or when the pipe ends, not by SIGINT, SIGTERM or SIGHUP, which a terminal or a
+    supervisor may send to the whole family. They get a handler that does nothing, because to be ignored is inherited by
+    programs that user code starts, and to be handled is not.
     """
     given = os.environ.pop(PIPE_VARIABLE, "")
     if not given:
@@ -116,7 +116,7 @@ def child_pipe() -> Pipe | None:
     _die_with_parent()
     if os.getppid() != int(parent):
         os._exit(1)  # it was gone before we could ask to be told
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _heed_not)
     os.set_inheritable(int(fd), False)
     return Pipe(socket.socket(fileno=int(fd)))

@@ -192,11 +192,12 @@ def test_child_finds_its_pipe_and_hides_it_from_its_own_children():
     assert child.wait(10) == 7
 
 
-def test_child_does_not_heed_sigterm_and_sigint():
+def test_child_does_not_heed_what_means_stop():
     child, pipe = start(CHILD, os.getpid())
     say_next(pipe)
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGHUP)
     pipe.send(say="hello")
     assert say_next(pipe) == [{"heard": {"say": "hello"}}]
     pipe.close()

@@ -93,6 +93,9 @@ class Directory:
     def gateways(self) -> list[Gateway]:
         return [peer for peer in self.sessions.values() if isinstance(peer, Gateway)]
 
+    def agents(self) -> list[Peer]:
+        return [peer for peer in self.sessions.values() if peer.role is Role.AGENT]
+
     def worker_of(self, peer: PeerId) -> Worker | None:
         """The open session of that process, if it is a worker's."""
         found = self._by_peer.get(peer)

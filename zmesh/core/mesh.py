@@ -19,7 +19,7 @@ from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task, TaskState
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import Drain, LeaseId, Message, Payload, SessionId, TaskId
+from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, TaskId
 
 __all__ = ["Mesh"]
 
@@ -27,8 +27,10 @@ __all__ = ["Mesh"]
 class Mesh:
     """Mutable, owned by one dispatcher. `now` is the time of the turn in progress."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "") -> None:
-        self.plan, self.limits, self.now, self.host = plan, limits, now, host
+    def __init__(
+        self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "", agent: PeerId | None = None
+    ) -> None:
+        self.plan, self.limits, self.now, self.host, self.agent = plan, limits, now, host, agent
         self.midway = Midway(limits.midway_bytes_max, max((len(route.stages) for route in plan.routes), default=1))
         self.stages = [StageRecord(stage, index, self.midway) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
@@ -40,6 +42,7 @@ class Mesh:
         self.lease_count = 0
         self.late = 0  # results that came too late to matter
         self.drain: Drain | None = None  # what was asked for, once it was
+        self.retiring: Drain | None = None  # the same, asked of the agent that we are a child of
         self.exiting: deque[tuple[float, Worker]] = deque()  # in the order in which their grace ends
         self.probes: dict[int, float] = {}  # sockets that lost somebody: when to ask their peers who it was
         self.probed: dict[int, float] = {}  # when that was done last

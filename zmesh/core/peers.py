@@ -20,7 +20,19 @@ __all__ = ["Gateway", "Peer", "Share"]
 class Peer:
     """One session. `heard` and `told` are when it last said, and was last told, anything."""
 
-    __slots__ = ("address", "connection", "heard", "host", "lost_at", "peer", "pid", "role", "session", "told")
+    __slots__ = (
+        "address",
+        "connection",
+        "heard",
+        "host",
+        "is_retiring",
+        "lost_at",
+        "peer",
+        "pid",
+        "role",
+        "session",
+        "told",
+    )
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         self.session, self.address = session, address
@@ -30,6 +42,7 @@ class Peer:
         self.host, self.pid = hello.host, hello.pid
         self.heard = self.told = now
         self.lost_at: float | None = None  # when its connection was found gone
+        self.is_retiring = False  # an agent that was told to drain its host
 
 
 @dataclass(slots=True)

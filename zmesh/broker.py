@@ -106,6 +106,9 @@ class LocalPort:
     def hear(self, session: SessionId, message: Message) -> None:
         self._hear(session, message)
 
+    def breathe(self) -> None:
+        self._broker.breathe()
+
     def close(self) -> None:
         self._broker.disconnect(self._address)
 
@@ -183,6 +186,10 @@ class Broker:
         """What a gateway in this process says; decided at the end of this turn of the loop."""
         self._pending.append(_event(address, session, message))
         self._schedule()
+
+    def breathe(self) -> None:
+        """Take a turn now: the loop that we share with a gateway has been busy with requests for a while."""
+        self._turn()
 
     def drain(self, seconds: float, reason: str) -> None:
         """Take nothing new. Gateways are told, and keep what they have for our successor. See `drained`."""

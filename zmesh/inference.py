@@ -8,6 +8,8 @@ framework; everything else goes to the app behind it. Its rules:
 * Per request there is one `Call` and one Future. Slow ones are looked after by one sweep for all: a body that does not
   come is given up, and a client that leaves while its task waits takes the task with it.
 * While draining, new requests are refused and accepted ones finish.
+* The broker may live on our loop. When requests alone keep it busy for long, it is let in between them, or workers
+  would wait for the broker while clients are being refused.
 * What is refused for want of room is refused before its body is read, if possible. What is read or waits here is
   bounded, by count and by bytes: as long as the broker is away nobody else would refuse anything.
 """
@@ -46,6 +48,7 @@ logger = logging.getLogger("zmesh.gateway")
 BODY_SECONDS = 30.0  # for the whole of a request body to arrive
 WATCH_SECONDS = 0.1  # a request that waits longer is watched for its client leaving
 SWEEP_SECONDS = 0.1
+BREATH_SECONDS = 0.005  # of requests without a pause, until the mesh is let in between
 DROPPED_BYTES_MAX = 64 * 1024  # an unread body up to this size is read and dropped, and its connection goes on
 GONE_HTTP = 499  # what a request counts as whose client left; nobody reads it
 FULL = "too many requests: the gateway is full"
@@ -70,6 +73,8 @@ class Mesh(Protocol):
     ) -> TaskId: ...
 
     def abandon(self, id: TaskId) -> None: ...
+
+    def breathe(self) -> None: ...
 
 
 class Call:
@@ -117,6 +122,7 @@ class Inference:
         self._calls_max, self._bytes_max = limits.mesh_tasks_max, limits.mesh_bytes_max
         self._calls: set[Call] = set()
         self._bytes = 0  # of their bodies
+        self._turn_began: float | None = None  # of the loop, if it has brought a request
         self._sweeping: asyncio.TimerHandle | None = None
         self.is_draining = False
 
@@ -140,6 +146,7 @@ class Inference:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request for a route's path."""
         started = self._clock()
+        self._breathe(started)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id")
         request_id = given if given is not None and sane_token(given) else new_request_id()
@@ -172,6 +179,17 @@ class Inference:
             await self._refuse(call, send, refusal, headers)
         else:
             self._counts.add(GONE_HTTP, path, 0.0)
+
+    def _breathe(self, now: float) -> None:
+        if self._turn_began is None:
+            self._turn_began = now
+            asyncio.get_running_loop().call_soon(self._turn_ended)
+        elif now - self._turn_began > BREATH_SECONDS:
+            self._turn_began = now
+            self._mesh.breathe()
+
+    def _turn_ended(self) -> None:
+        self._turn_began = None
 
     async def _give(self, call: Call, send: Send, content_type: Header, payload: Payload) -> None:
         length = (b"content-length", b"%d" % len(payload))

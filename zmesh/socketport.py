@@ -43,6 +43,9 @@ class SocketPort:
         self._line.send(session, message)
         self._look_again()
 
+    def breathe(self) -> None:
+        """That broker needs nothing of our loop."""
+
     def close(self) -> None:
         self._line.disconnect()
         self._hear = self._lost = _nobody

@@ -79,7 +79,7 @@ class FakeBroker:
         self.outcome = outcome
         self.snapshot: dict[str, Any] | None = READY
         self.welcomes = True
-        self.opened = self.closed = self.asked = 0
+        self.opened = self.closed = self.asked = self.breathed = 0
         self.submits: list[Submit] = []
         self.cancelled: list[TaskId] = []
         self._hear: Callable[[SessionId, Message], None] = lambda session, message: None
@@ -91,6 +91,9 @@ class FakeBroker:
 
     def close(self) -> None:
         self.closed += 1
+
+    def breathe(self) -> None:
+        self.breathed += 1
 
     def send(self, session: SessionId, message: Message) -> None:
         match message:
@@ -377,7 +380,12 @@ async def keep_waiting(gateway: Gateway, broker: FakeBroker, count: int) -> None
     await until(lambda: len(broker.rows) == before + count)
 
 
-ASKING: list[asyncio.Task[Client]] = []
+ASKING: list[asyncio.Task[Client]] = []  # of this test
+
+
+@pytest.fixture(autouse=True)
+def nobody_asks_yet() -> None:
+    ASKING.clear()
 
 
 async def closed(gateway: Gateway) -> None:
@@ -490,6 +498,32 @@ def test_before_a_rate_was_measured_every_request_is_asked_about():
             assert (await an_upload(1).ask(gateway.inference)).status == 429
         assert len(broker.rows) == 3
         gateway.link.close()
+
+    run(main())
+
+
+def test_the_broker_is_let_in_between_many_requests_of_one_turn_of_the_loop():
+    async def main() -> None:
+        broker, clock = FakeBroker(None), Clock()
+        gateway = await joined(broker, clock=clock)
+
+        def slow() -> float:
+            clock.now += 0.002  # each look at the clock, and there are two in a request
+            return clock.now
+
+        gateway.inference._clock = slow
+        ASKING.extend(an_upload(1).start(gateway.inference) for _ in range(8))
+        await asyncio.sleep(0)
+        assert len(ASKING) == 8
+        assert broker.breathed == 3
+        assert len(broker.rows) == 6, "what came before it was submitted already"
+        await until(lambda: len(broker.rows) == 8)
+        for _ in range(8):
+            ASKING.append(an_upload(1).start(gateway.inference))
+            await until(lambda: len(broker.rows) == len(ASKING))
+        assert broker.breathed == 3, "turns of one request each need no pause"
+        gateway.inference._clock = clock
+        await closed(gateway)
 
     run(main())
 

@@ -24,6 +24,7 @@ __all__ = ["HEADER_BYTES_MAX", "HEADER_SECONDS", "Connection"]
 HEADER_BYTES_MAX = 64 * 1024
 HEADER_SECONDS = 10.0  # for the headers of a request to arrive, from their first byte
 LINGER_SECONDS = 2.0
+LAST_REQUEST_SECONDS = 0.5  # for a request that is on its way when we stop, on a connection that was idle
 READER_SECONDS = 30.0
 
 
@@ -51,6 +52,18 @@ class Connection(HttpToolsProtocol):
         if self._reader is not None:
             self._reader.cancel()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """A request may be on its way on a connection that is idle: it is answered, with 503, before the end."""
+        cycle = getattr(self, "cycle", None)  # typed as if there were always one
+        if cycle is None or cycle.response_complete:
+            self.loop.call_later(LAST_REQUEST_SECONDS, self._end_if_idle)
+        else:
+            cycle.keep_alive = False
+
+    def _end_if_idle(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:

@@ -175,6 +175,26 @@ class _Server(uvicorn.Server):
             raise StartError("the startup of the app's lifespan failed; the log says why") from None
         self.listening.set()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What the kernel has already connected is answered too: a request may be on it."""
+        loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
+        for sock in sockets or []:
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    waiting.append(sock.accept()[0])
+        late = [loop.create_task(self._take_late(sock)) for sock in waiting]
+        await super().shutdown(sockets)
+        for task in late:
+            await task
+
+    async def _take_late(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        _, connection = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: Connection(self.config, self.server_state, self.lifespan.state), sock
+        )
+        connection.shutdown()
+
     def abort(self) -> None:
         """Cut what is still connected."""
         self.force_exit = True

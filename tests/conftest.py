@@ -1,6 +1,7 @@
 """Shared by all tests: what is needed from outside, the order of the layers, and the time each of them takes."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 
@@ -16,6 +17,11 @@ LAYERS = ["house", "unit", "stories", "simulation", "conformance", "integration"
 
 settings.register_profile("zmesh", deadline=None, derandomize=IN_CI, print_blob=True)
 settings.load_profile("zmesh")
+
+# A shell without job control starts what is sent to the background with SIGINT ignored, and that is inherited. Meshes
+# that the tests start would then rightly ignore it, as under nohup.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def need(condition: object, reason: str) -> None:

@@ -27,13 +27,16 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses",
+        "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
     ],
-    "2b halves": ["line", "linkage", "loader", "declaring", "runner", "processes", "inference", "connection"],
+    "2b halves": [
+        "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "inference",
+        "connection",
+    ],
     "3a parts": [
-        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi",
+        "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
     ],
-    "3b programs": ["agent", "gateway", "lane"],
+    "3b programs": ["agent", "gateway", "lane", "draining"],
     "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip
@@ -47,6 +50,7 @@ ONE_ANOTHER = ["core", "core.*"]
 # Sideways imports that are right all the same: (who, whom) and why.
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
+    ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
 }
@@ -88,7 +92,7 @@ FUNCTION_LINES_MAX = 70
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAY_PICKLE = ["mixins.pickle*"]
 MAY_EXEC = ["loader"]
-MAY_SLEEP = ["cli", "bench", "agent"]
+MAY_SLEEP = ["cli", "bench", "agent", "crashing"]
 MAY_PRINT = ["cli", "server", "agent"]
 
 # Written so that this file does not match itself.

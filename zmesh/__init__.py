@@ -8,9 +8,14 @@ A name is loaded when it is first used: a worker never pays for the HTTP side, n
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 from typing import TYPE_CHECKING
 
+from zmesh.signals import end_early
+
 if TYPE_CHECKING:
+    from zmesh.current import current_task
     from zmesh.errors import ClientError, DecodingError, EncodingError, ServerError, ValidationError
     from zmesh.logs import get_logger
     from zmesh.server import Server
@@ -30,10 +35,14 @@ __all__ = [
     "ValidationError",
     "Worker",
     "__version__",
+    "current_task",
     "get_logger",
 ]
 
 __version__ = "0.1.0"
+
+if os.getpid() == 1:  # the only process of a container, to which SIGTERM means nothing unless somebody heeds it
+    end_early(signal.SIGTERM)
 
 _WHERE = {
     "ClientError": "zmesh.errors:ClientError",
@@ -46,6 +55,7 @@ _WHERE = {
     "Stage": "zmesh.stage:Stage",
     "ValidationError": "zmesh.errors:ValidationError",
     "Worker": "zmesh.worker:Worker",
+    "current_task": "zmesh.current:current_task",
     "get_logger": "zmesh.logs:get_logger",
 }
 

@@ -16,7 +16,6 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from random import Random
@@ -25,48 +24,29 @@ from time import monotonic
 from zmesh import logs
 from zmesh.addresses import check_free, is_loopback, listen
 from zmesh.config import Plan, Settings
-from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, WorkerGone
+from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, Retire, WorkerGone
 from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
+from zmesh.crashing import check, crash_at
 from zmesh.errors import DrainExpired, NeverReady, StartError
-from zmesh.hosting import Search, Signals, announcement, class_name, curl_data, stage_table
-from zmesh.household import LEAVING_ORDER, House, Household, household
+from zmesh.hosting import Search, class_name, curl_data
+from zmesh.household import Departure, House, Household, household, welcome
 from zmesh.line import Line
-from zmesh.messages import Kill, PeerId
-from zmesh.processes import Child, OutOfMemoryKills, Slot, signal_name
+from zmesh.messages import Goodbye, Kill, PeerId
+from zmesh.processes import Child, OutOfMemoryKills, Slot, Watches, reap_orphans, signal_name
+from zmesh.signals import Signals
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
 
 __all__ = ["Agent", "run"]
 
-DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 KILL_SECONDS = 5.0  # for killed processes to be gone; one that hangs in its driver may take for ever
 QUIET_EXIT_SECONDS = 2.0  # from a worker's word that it failed, or left, to its exit; then it is helped
+GOODBYE_MS = 500  # for our last word to leave
 INSECURE_SECONDS = 60.0  # between two warnings that an address is open to strangers
 EXIT_INTERRUPTED = 130  # by a second SIGINT
 
 log = logging.getLogger("zmesh.agent")
-
-
-class Watches:
-    """Descriptors, and what to do when something is there to be read."""
-
-    def __init__(self, poller: Poller) -> None:
-        self._poller = poller
-        self._reactions: dict[int, Callable[[], None]] = {}
-
-    def add(self, fd: int, react: Callable[[], None]) -> None:
-        self._poller.watch(fd)
-        self._reactions[fd] = react
-
-    def drop(self, fd: int) -> None:
-        if self._reactions.pop(fd, None) is not None:
-            self._poller.forget(fd)
-
-    def wait(self, seconds: float | None) -> None:
-        for fd in self._poller.wait(seconds):
-            if fd in self._reactions:  # an earlier one may have dropped it
-                self._reactions[fd]()
 
 
 class Agent:
@@ -74,8 +54,8 @@ class Agent:
 
     def __init__(self, here: Household, plan: Plan, settings: Settings, app: str, example: bytes | None) -> None:
         self._here, self._plan, self._settings, self._app, self._example = here, plan, settings, app, example
-        self._slots = here.slots(Random(os.getpid()))
-        peer = PeerId(os.urandom(16))
+        self._slots = here.slots(Random(os.getpid()), settings.restarts_per_minute)
+        self._peer = peer = PeerId(os.urandom(16))
         host, limits = socket.gethostname(), settings.limits()
         self._link = AgentLink(peer, host, os.getpid(), plan.fingerprint, limits, shape=plan.shape)
         self._epoch = 0  # of the broker that our workers were last told of
@@ -87,9 +67,7 @@ class Agent:
         where = here.bind or here.connect
         self._warn_at: float | None = monotonic() if where and not is_loopback(where) else None
         self._was_ready = False
-        self._to_leave: list[str] | None = None  # set: we are stopping, and these roles come after the leaving one
-        self._leaving, self._drained_by = "", 0.0
-        self._leave_until: float | None = None
+        self._departure: Departure | None = None  # set: we are stopping
         self._shown: dict[Restarts, str] = {}  # the last traceback of each stage that was logged
         self._interrupts = 0
         self._drain_exit_code = 0
@@ -98,9 +76,11 @@ class Agent:
 
     def run(self) -> int:
         """Raises StartError when nothing could be started."""
+        check()
         raise_file_limit()
         here, settings, limits = self._here, self._settings, self._settings.limits()
         with ExitStack() as held:
+            self._signals = held.enter_context(Signals(children=os.getpid() == 1))
             fronts, front, self._directory = [], here.connect, None
             if here.has_broker:
                 directory = private_directory(settings.path)
@@ -111,11 +91,10 @@ class Agent:
                 fronts.append(check_free(here.bind, len(self._plan.stages)))
             self._listener = held.enter_context(listen(settings.host, settings.port)) if self._has("gateway") else None
             number = self._listener.fileno() if self._listener else -1
-            self._house = House(here, self._plan, settings, self._app, front, tuple(fronts), number)
-            self._signals = held.enter_context(Signals())
+            self._house = House(here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number)
             context = Context()
             held.callback(context.close)
-            self._line = Line(context, front, self._poller, limits)
+            self._line = Line(context, front, self._poller, limits, "agent")
             self._watches.add(self._signals.fd, self._heed_signals)
             held.callback(lambda: sys.stderr.write(self._farewell))  # when nobody else can say anything any more
             held.callback(self._end_all)
@@ -141,10 +120,13 @@ class Agent:
         self._tell(*events, *self._line.receive())
         if not self._was_ready:
             self._announce()
+        if os.getpid() == 1:
+            reap_orphans({slot.child.pid for slot in self._slots if slot.child is not None})
         self._look_at_the_clock(now)
 
     def _patience(self) -> float | None:
-        moments = [self._link.next_wakeup(), self._connect_at, self._leave_until, self._warn_at]
+        moments = [self._link.next_wakeup(), self._connect_at, self._warn_at]
+        moments += [self._departure.until, self._departure.say_at] if self._departure else []
         moments += [self._search.note_at, self._search.give_up_at]
         moments += [moment for slot in self._slots for moment in (slot.start_at, slot.help_at)]
         return self._line.patience(*moments)
@@ -154,8 +136,11 @@ class Agent:
             if slot.help_at is not None and now >= slot.help_at and slot.child is not None:
                 slot.help_at = None
                 slot.child.kill()
-        if self._leave_until is not None and now >= self._leave_until:
-            self._expire()
+        if self._departure is not None and self._exit_code is None:
+            if left := self._departure.remaining(now):
+                log.info("%s", left)
+            if now >= self._departure.until:
+                self._expire(self._departure)
         if self._warn_at is not None and now >= self._warn_at:
             self._warn_at = now + INSECURE_SECONDS
             where = self._here.bind or self._here.connect
@@ -175,6 +160,7 @@ class Agent:
                     slot.start_at = now + slot.restarts.died(slot.worker_id, Deeds.NONE, now)
                     log.error("%s cannot be started: %s", slot.name, error)
                 else:
+                    crash_at("agent.spawned")
                     self._watches.add(child.pipe.fd, partial(self._listen_to, slot))
                     self._watches.add(child.pidfd, partial(self._bury, slot))
 
@@ -212,24 +198,26 @@ class Agent:
         self._watches.drop(child.pipe.fd)
         self._watches.drop(child.pidfd)
         code = child.reap()
-        if self._to_leave is None or slot.role in self._to_leave:
+        if self._departure is None or self._departure.stays(slot.role):
             self._replace(slot, child, deeds, code)
         elif code and child.is_ready and slot.role != "worker":
             self._drain_exit_code = DrainExpired.exit_code
         if slot.stage is not None:
             is_oom = code == -signal.SIGKILL and self._oom.rose()
-            is_failing = slot.restarts.is_failing
-            exited = child.exited(slot.stage.name, slot.worker_id, code, is_oom=is_oom, is_failing=is_failing)
+            why = slot.restarts.excess
+            exited = child.exited(
+                slot.stage.name, slot.worker_id, code, is_oom=is_oom, is_failing=slot.restarts.is_failing, why=why
+            )
             self._tell(WorkerGone(exited))
         slot.child = slot.help_at = None
         child.close()
-        if slot.role == self._leaving and not self._living(slot.role):
-            self._dismiss_next()
+        if self._departure is not None and self._departure.leaving == slot.role and not self._living(slot.role):
+            self._go_on(self._departure)
 
     def _replace(self, slot: Slot, child: Child, deeds: Deeds, code: int) -> None:
         now = monotonic()
         slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
-        is_start = not self._was_ready and self._settings.on_start_failure == "exit" and self._to_leave is None
+        is_start = not self._was_ready and self._settings.on_start_failure == "exit" and self._departure is None
         if is_start and deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX:
             what = f"stage {slot.stage.name}" if slot.stage else f"the {slot.role}"
             if slot.stage and class_name(slot.stage) != slot.stage.name:
@@ -267,7 +255,9 @@ class Agent:
                 child.reap()
             else:
                 log.error("%s (pid %d) does not end although it was killed", child.name, child.pid)
-        self._line.disconnect()
+        if self._link.joined:
+            self._line.send(self._link.session, Goodbye([]))
+        self._line.disconnect(GOODBYE_MS)
 
     # ── the broker ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -295,15 +285,18 @@ class Agent:
                 logs.say(log, level, text)
             case End(kill):
                 self._obey(kill)
+            case Retire(drain):
+                self._drain(drain.reason, drain.deadline_ms / 1000)
             case Leave(reason):
                 self._give_up(StartError.exit_code, reason)
 
     def _obey(self, kill: Kill) -> None:
         """Only if it still runs that lease: the order may be older than what it does now."""
         for slot in self._slots:
-            if slot.child is not None and slot.child.runs(kill.peer, kill.lease) and not kill.interrupt:
-                log.warning("%s is killed: %s", slot.name, kill.reason)
-                slot.child.kill()
+            if slot.child is not None and slot.child.runs(kill.peer, kill.lease):
+                level, how = (logging.INFO, "interrupted") if kill.interrupt else (logging.WARNING, "killed")
+                log.log(level, "%s is %s: %s", slot.name, how, kill.reason)
+                slot.child.obey(kill)
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────────────────────────
 
@@ -312,7 +305,7 @@ class Agent:
         here = self._here
         wanted = {slot.key for slot in self._slots}
         ready = {slot.key for slot in self._slots if slot.child and slot.child.is_ready}
-        if self._to_leave is not None or wanted != ready or (here.connect and not self._link.joined):
+        if self._departure is not None or wanted != ready or (here.connect and not self._link.joined):
             return
         self._was_ready = True
         data = curl_data(self._example, self._directory)
@@ -320,62 +313,36 @@ class Agent:
 
     def _heed_signals(self) -> None:
         for number in self._signals.take():
+            if number is signal.SIGCHLD:
+                continue  # see `_turn`
             self._interrupts += number is signal.SIGINT
             if self._interrupts > 1:
                 self._exit_code = EXIT_INTERRUPTED
             self._drain(number.name)
 
-    def _drain(self, why: str) -> None:
-        if self._to_leave is not None:
+    def _drain(self, why: str, seconds: float = 0.0) -> None:
+        """Within so many seconds, or in the time that our settings give it."""
+        if self._departure is not None:
             return
-        log.info("%s: finishing what was accepted, for %g s at most", why, self._settings.drain_seconds)
+        seconds = seconds or self._settings.drain_seconds
+        log.info("%s: finishing what was accepted, for %g s at most", why, seconds)
         if self._listener is not None:
             self._listener.close()
-        self._drained_by = monotonic() + self._settings.drain_seconds
-        self._to_leave = [role for role in LEAVING_ORDER if self._has(role)]
         self._search.end()
-        self._dismiss_next()
+        self._departure = Departure(self._here, self._slots, seconds, monotonic())
+        self._go_on(self._departure)
 
-    def _dismiss_next(self) -> None:
-        """Tell the next role to leave; when there is none any more, we are done."""
-        assert self._to_leave is not None, "nobody leaves before we stop"
-        while self._to_leave:
-            self._leaving = role = self._to_leave.pop(0)
-            seconds = self._here.seconds_to_leave(role, self._drained_by - monotonic())
-            for slot in self._slots:
-                if slot.role == role:
-                    slot.start_at = None
-            for slot in (living := self._living(role)):
-                assert slot.child is not None, "the living have a process"
-                if slot.child.is_ready:
-                    slot.child.pipe.send(say="drain", seconds=seconds)
-                else:
-                    slot.child.kill()  # it has accepted nothing yet
-            if living:
-                self._leave_until = monotonic() + seconds + DRAIN_GRACE_SECONDS
-                return
-        self._exit_code = self._drain_exit_code
+    def _go_on(self, departure: Departure) -> None:
+        if not departure.go_on(monotonic()):
+            self._exit_code = self._drain_exit_code
 
-    def _expire(self) -> None:
+    def _expire(self, departure: Departure) -> None:
         """Whoever was told to leave has not."""
-        if self._leaving == "worker" and not self._here.serves_others:
+        if departure.leaving == "worker" and not self._here.serves_others:
             self._exit_code = self._drain_exit_code
         else:
             log.error("the time to drain is over and accepted requests are left; everything ends now")
             self._exit_code = DrainExpired.exit_code
-
-
-def welcome(here: Household, plan: Plan, app: str, listener: socket.socket | None, data: str) -> str:
-    """What is said once everything here is ready; `data` is what curl sends."""
-    if listener is not None:
-        said = announcement(plan, here.stages, listener, data)
-    elif here.verb == "worker":
-        said = f"zmesh works for {here.connect}\n\n{stage_table(here.stages)}"
-    else:
-        said = f"zmesh broker is ready on {here.bind}"
-    if here.bind:
-        said += f"\njoin from elsewhere: zmesh worker {os.path.basename(app)} --connect {here.bind}"
-    return said
 
 
 def run(verb: str, plan: Plan, settings: Settings, app: str, example: bytes | None = None) -> int:

@@ -29,6 +29,8 @@ from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import DispatcherEffect, Forget, Report, Send
 from zmesh.core.events import Address, DispatcherEvent
+from zmesh.core.tasks import TaskState
+from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import WireError
 from zmesh.messages import (
     PROTOCOL_VERSION,
@@ -104,6 +106,9 @@ class LocalPort:
     def hear(self, session: SessionId, message: Message) -> None:
         self._hear(session, message)
 
+    def breathe(self) -> None:
+        self._broker.breathe()
+
     def close(self) -> None:
         self._broker.disconnect(self._address)
 
@@ -112,15 +117,22 @@ class Broker:
     """Runs on the event loop that it is given; `start` binds, `close` ends everything.
 
     `fronts` are the endpoints of its front socket, one within this host and perhaps one for others; those of the stages
-    follow from them.
+    follow from them. `agent` is who started this process, and is told when an admin wants it to drain.
     """
 
     def __init__(
-        self, plan: Plan, limits: Limits, context: Context, fronts: Sequence[str], loop: asyncio.AbstractEventLoop
+        self,
+        plan: Plan,
+        limits: Limits,
+        context: Context,
+        fronts: Sequence[str],
+        loop: asyncio.AbstractEventLoop,
+        agent: PeerId | None = None,
     ) -> None:
         self._limits, self._loop = limits, loop
         self._clock = time.monotonic
-        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock(), host=socket.gethostname())
+        host = socket.gethostname()
+        self.dispatcher = Dispatcher(plan, limits, SystemRandom(), self._clock(), host=host, agent=agent)
         front = context.router(limits.frame_bytes_max, *fronts)
         of_stages = [[stage_endpoint(front, index) for front in fronts] for index in range(len(plan.stages))]
         self._routers = [front, *(context.router(limits.frame_bytes_max, *endpoints) for endpoints in of_stages)]
@@ -175,6 +187,10 @@ class Broker:
         self._pending.append(_event(address, session, message))
         self._schedule()
 
+    def breathe(self) -> None:
+        """Take a turn now: the loop that we share with a gateway has been busy with requests for a while."""
+        self._turn()
+
     def drain(self, seconds: float, reason: str) -> None:
         """Take nothing new. Gateways are told, and keep what they have for our successor. See `drained`."""
         admin = self.local_port()
@@ -209,6 +225,10 @@ class Broker:
                 logger.exception("%r could not be performed", type(effect).__name__)
                 if isinstance(effect, Send):
                     self._pending.append(events.SendFailed(effect.address, effect.message))
+        if CRASHING and any(
+            task.hop and task.state is TaskState.QUEUED for task in self.dispatcher.mesh.tasks.values()
+        ):
+            crash_at("broker.next_step")
         if self._parked:
             self._retry(now)
         if self.dispatcher.mesh.drain is not None and self.dispatcher.mesh.is_finished:
@@ -248,6 +268,8 @@ class Broker:
             session, message = decode(frames[1:], self._limits)
         except WireError as error:
             return events.MessageBroken(address, str(error))
+        if CRASHING:
+            crash_at("broker.heard", message)
         return _event(address, session, message)
 
     def _arm(self) -> None:
@@ -289,13 +311,16 @@ class Broker:
             if hear is not None:
                 hear(effect.session, effect.message)
             return
+        if CRASHING:
+            crash_at("broker.sending", effect.message)
         frames = encode(effect.message, effect.session)
         if address in self._parked:
             self._park(address, effect.message, frames)
             return
         match self._routers[address[0]].send(address[1], frames):
             case Sent.SENT:
-                return
+                if CRASHING:
+                    crash_at("broker.sent", effect.message)
             case Sent.FULL:
                 self._park(address, effect.message, frames)
             case Sent.GONE:

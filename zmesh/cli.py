@@ -19,13 +19,11 @@ from zmesh.errors import StartError, UsageError
 if TYPE_CHECKING:
     from zmesh.config import Plan
 
-__all__ = ["main", "parse_known", "show_plan", "table"]
+__all__ = ["main", "parse_known", "show_plan"]
 
 INTERRUPTED = 130
 # How near a word must be to one of ours, from 0 to 1, to be taken for a slip. `python app.py --name x` is none.
 NEARNESS_OF_VERBS, NEARNESS_OF_OPTIONS = 0.6, 0.75
-STATUS_SECONDS = 5.0
-STATUS_BYTES_MAX = 64 * 1024 * 1024
 STATUS_URL = "http://127.0.0.1:8000"
 
 
@@ -245,8 +243,33 @@ def check(user_args: tuple[str, ...], /, app: str | None, output: str, **options
 @click.argument("url", default=STATUS_URL)
 def status(url: str, output: str) -> int:
     """Show the stages, workers and queues of the mesh at URL."""
-    text, snapshot = _fetch(url)
-    click.echo(text if output == "json" else _status_text(snapshot))
+    from zmesh.status import fetch, status_text
+
+    text, snapshot = fetch(url)
+    click.echo(text if output == "json" else status_text(snapshot))
+    return 0
+
+
+@zmesh.command("drain")
+@click.option("--connect", metavar="tcp://HOST:PORT", default="", help="the broker to ask, as it was told to bind")
+@click.option("--path", metavar="DIR", default="", help="the sockets of a run on this host, as it was told")
+@click.option("--host", metavar="NAME", default="", help="only what runs on this host, as zmesh status names it")
+@click.option("--insecure", is_flag=True, help="allow an address on another machine, although nothing there is locked")
+@click.option(
+    "--drain-timeout",
+    type=click.IntRange(min=0),
+    default=0,
+    help="time to finish in; in ms; default 0: as long as they were started with, and we wait for 60 s",
+)
+def drain(connect: str, path: str, host: str, insecure: bool, drain_timeout: int) -> int:
+    """Have a mesh, or one host of it, finish what it has accepted and go, and wait until it is gone.
+
+    It does what SIGTERM does to the command that started it.
+    """
+    from zmesh import draining
+
+    errand = draining.errand(connect, path, host, insecure=insecure, seconds=drain_timeout / 1000)
+    click.echo(draining.drain(errand))
     return 0
 
 
@@ -287,27 +310,10 @@ def _app_path(app: str | None) -> str:
 # ── what they show ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Aligned columns, numbers to the right. Nothing in it can move the cursor of a terminal."""
-    lines = [list(head), *([_printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    numeric = [all(line[column].isdecimal() for line in lines[1:]) and len(lines) > 1 for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _printable(cell: object) -> str:
-    text = ("no", "yes")[cell] if isinstance(cell, bool) else str(cell)
-    return "".join(letter if letter.isprintable() else "?" for letter in text) or "-"
-
-
 def show_plan(plan: Plan, output: str) -> None:
     """What `zmesh check` says."""
+    from zmesh.status import table
+
     if output == "json":
         click.echo(plan.to_json())
         return
@@ -325,60 +331,3 @@ def show_plan(plan: Plan, output: str) -> None:
     click.echo(table(("STAGE", "WORKERS", "BATCH", "WAIT", "CLASS"), stages))
     click.echo()
     click.echo(table(("ROUTE", "STAGES", "ANSWERS"), routes))
-
-
-def _fetch(url: str) -> tuple[str, dict[str, Any]]:
-    """The snapshot of a mesh. Raises StartError when nobody is there, or not a gateway."""
-    import http.client
-    import json
-    import urllib.error
-    import urllib.request
-
-    base = (url if "://" in url else f"http://{url}").rstrip("/")
-    if not base.startswith(("http://", "https://")):
-        raise UsageError(f"{url} is not the address of a zmesh gateway; it looks like {STATUS_URL}")
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a mesh is near, a proxy is not
-    try:
-        with direct.open(f"{base}/mesh", timeout=STATUS_SECONDS) as answer:
-            text = answer.read(STATUS_BYTES_MAX).decode()
-        snapshot = json.loads(text)
-    except urllib.error.HTTPError as error:
-        error.close()
-        text = f"{base}/mesh answered {error.code} {error.reason}; is it the address of a zmesh gateway?"
-        raise StartError(text) from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        text = f"nobody answers at {base}: {getattr(reason, 'strerror', None) or reason}"
-        way_out = "start a mesh with zmesh run app.py, or give its address: zmesh status http://HOST:PORT"
-        raise StartError(f"{text}; {way_out}") from error
-    except ValueError as error:
-        raise StartError(f"{base} is not the address of a zmesh gateway") from error
-    if not isinstance(snapshot, dict) or not isinstance(snapshot.get("stages"), list):
-        raise StartError(f"{base} is not the address of a zmesh gateway")
-    return text, snapshot
-
-
-STAGE_COLUMNS = ("name", "ready_workers", "queued", "queued_bytes", "suspects", "leased")
-WORKER_COLUMNS = ("worker_id", "host", "pid", "state", "leases", "batches", "tasks")
-
-
-def _status_text(snapshot: dict[str, Any]) -> str:
-    stages = [stage for stage in snapshot["stages"] if isinstance(stage, dict)]
-    workers = [
-        (stage.get("name", ""), *(worker.get(column, "") for column in WORKER_COLUMNS))
-        for stage in stages
-        for worker in stage.get("workers", ())
-    ]
-    routes = [
-        (route.get("path", ""), " → ".join(route.get("stages", ())), route.get("ready", ""))
-        for route in snapshot.get("routes", ())
-    ]
-    parts = [
-        table(
-            ("STAGE", "READY", "QUEUED", "BYTES", "SUSPECTS", "LEASED"),
-            ([stage.get(column, "") for column in STAGE_COLUMNS] for stage in stages),
-        ),
-        table(("STAGE", "WORKER", "HOST", "PID", "STATE", "LEASES", "BATCHES", "TASKS"), workers),
-        table(("ROUTE", "STAGES", "READY"), routes),
-    ]
-    return "\n\n".join((["draining"] if snapshot.get("draining") else []) + parts)

@@ -36,6 +36,7 @@ class Limits:
     queue_bytes_max: int = 256 * MIB
     mesh_tasks_max: int = 100_000
     mesh_bytes_max: int = 1024 * MIB
+    midway_bytes_max: int = 256 * MIB  # waiting beyond a step; above it tasks at that step are not leased
     frame_bytes_max: int = 64 * MIB
     message_rows_max: int = 4096
     message_inline_bytes_max: int = 4 * MIB
@@ -216,6 +217,12 @@ OPTIONS: tuple[Option, ...] = (
         choices=("exit", "serve"),
     ),
     Option(
+        "restarts_per_minute",
+        "int",
+        "how often the workers of a stage may be started again within a minute, for each of its workers here",
+        verbs=WORKERS,
+    ),
+    Option(
         "log_level",
         "choice",
         "how much to say",
@@ -245,6 +252,7 @@ class Settings:
     wait: int = 10
     max_request_size: int = 10 * MIB
     on_start_failure: str = "exit"
+    restarts_per_minute: int = 60
     log_level: str = "info"
     namespace: str = "zmesh"
     path: str = ""
@@ -258,6 +266,7 @@ class Settings:
             "timeout": 1,
             "drain_timeout": 0,
             "wait": 0,
+            "restarts_per_minute": 0,
             "max_request_size": 1,
         }
         for name, minimum in least.items():

@@ -4,6 +4,10 @@ uvicorn bounds neither, so a client that never ends its headers would be waited 
 nearly always come in one piece; nothing is timed before a piece is found not to end them. What cannot be a request is
 answered like every other mistake. A refused client may go on sending for a moment, which is read and dropped: closed
 at once, the connection would be reset and the answer lost.
+
+Nor does uvicorn wait with an end for what follows an answer: the rest of a body that nobody reads any more, and the
+reading of the answer by its client. The first has the time of an idle connection, from one piece to the next. A client
+that takes nothing of its answer for `READER_SECONDS` is cut off, or its answer would be kept for ever.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ __all__ = ["HEADER_BYTES_MAX", "HEADER_SECONDS", "Connection"]
 HEADER_BYTES_MAX = 64 * 1024
 HEADER_SECONDS = 10.0  # for the headers of a request to arrive, from their first byte
 LINGER_SECONDS = 2.0
+READER_SECONDS = 30.0
 
 
 class _TooLarge(Exception):
@@ -34,15 +39,17 @@ class Connection(HttpToolsProtocol):
     _patience: asyncio.TimerHandle | None = None
     _is_too_large = False
     _is_refused = False
+    _reader: asyncio.TimerHandle | None = None  # looks whether an answer is read
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Like one between two requests; uvicorn would wait for the first for ever.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._keep_alive()  # like one between two requests; uvicorn would wait for the first for ever
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset_keepalive_if_required()
         self._stop_waiting()
+        if self._reader is not None:
+            self._reader.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -54,6 +61,8 @@ class Connection(HttpToolsProtocol):
             self._size = 0
             if self._patience is not None:
                 self._stop_waiting()
+            if self.timeout_keep_alive_task is None and self._is_answered():
+                self._keep_alive()
         elif not self._is_refused:
             if self._size > HEADER_BYTES_MAX:
                 self._refuse(_too_large())
@@ -72,6 +81,24 @@ class Connection(HttpToolsProtocol):
                 self._is_too_large = True
                 raise _TooLarge
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """From now on, if anything of an answer is left to read."""
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+        if unread := self.transport.get_write_buffer_size():
+            self._reader = self.loop.call_later(READER_SECONDS, self._look_at_reader, unread)
+
+    def _look_at_reader(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() >= before:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser gives up, also when it was us who stopped it."""
@@ -108,6 +135,14 @@ class Connection(HttpToolsProtocol):
         cycle.disconnected = True  # its body is what is broken
         cycle.message_event.set()
         return True
+
+    def _is_answered(self) -> bool:
+        """Whether nothing is to be said: what comes now is the rest of a body that was answered already."""
+        cycle = getattr(self, "cycle", None)
+        return cycle is not None and cycle.response_complete and not self.transport.is_closing()
+
+    def _keep_alive(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

@@ -15,14 +15,15 @@
         ├── NeverReady      exit 3: a stage never became ready
         └── DrainExpired    exit 4: accepted work was left when the drain ran out of time
     BaseException
-    └── ForwardTimeout      408  request timeout             raised inside `forward`, never by the user
+    ├── ForwardTimeout      408  request timeout             raised inside `forward`, never by the user
+    └── ForwardCancelled    499  cancelled                   the same
 
 An error that stands for an answer has an HTTP status, the prefix of its text and whether the same request, sent
 again, may fare better. A subclass made by a user may set all three. `describe` is the only place that turns an
 exception into what a client reads: what is not of this tree tells the client nothing about our insides.
 
-`ForwardTimeout` is a `BaseException` because it is raised in the middle of user code, where an `except Exception`
-meant for something else must not swallow it.
+The last two are each a `BaseException` because they are raised in the middle of user code, where an `except Exception`
+meant for something else must not swallow them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ __all__ = [
     "DecodingError",
     "DrainExpired",
     "EncodingError",
+    "ForwardCancelled",
     "ForwardTimeout",
     "MosecError",
     "MosecTimeoutError",
@@ -106,6 +108,14 @@ class ForwardTimeout(BaseException):
     retryable: bool = True
 
 
+class ForwardCancelled(BaseException):
+    """Nobody waits any more for anything that `forward` has in hand."""
+
+    http_status: int = 499
+    prefix: str = "cancelled"
+    retryable: bool = False
+
+
 MosecError = ZmeshError
 MosecTimeoutError = ForwardTimeout
 
@@ -148,7 +158,7 @@ class DrainExpired(StartError):
 
 def describe(error: BaseException) -> tuple[int, str]:
     """What a client is told about `error`: the HTTP status and one line of text."""
-    if not isinstance(error, ZmeshError | ForwardTimeout):
+    if not isinstance(error, ZmeshError | ForwardTimeout | ForwardCancelled):
         return 500, "inference internal error"
     try:
         said = str(error).replace("\r\n", "\n").replace("\n", " - ")

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import math
 import os
 import socket
 import time
@@ -28,10 +30,11 @@ from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from zmesh import openapi
 from zmesh.addresses import is_loopback
 from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
+from zmesh.asgi import AsgiApp, Receive, Scope, Send
 from zmesh.config import Plan, Settings
 from zmesh.connection import Connection
 from zmesh.errors import StartError
-from zmesh.inference import AsgiApp, Inference, Receive, Scope, Send
+from zmesh.inference import Inference
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
 from zmesh.telemetry import GatewayCounts, render
 
@@ -40,8 +43,11 @@ __all__ = ["Gateway", "Port", "make_app", "readiness"]
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LAST_WORDS_SECONDS = 0.5  # for the 503s of an expired drain to leave
+SAY_SECONDS = 1.0  # between two lines that say how many requests remain
 
 Snapshot = Mapping[str, Any]
+
+logger = logging.getLogger("zmesh.gateway")
 
 
 def make_app() -> FastAPI:
@@ -92,6 +98,7 @@ class Gateway:
         self._server = _Server(self.inference)
         self._timers: list[asyncio.TimerHandle] = []
         self._expired = False
+        self._drained_by = math.inf  # on the clock of the event loop
 
     @property
     def started(self) -> asyncio.Event:
@@ -117,7 +124,17 @@ class Gateway:
         """Take nothing new, finish what was accepted within `seconds`. Called again, the shorter time counts."""
         self.inference.is_draining = True
         self._server.should_exit = True
-        self._timers.append(asyncio.get_running_loop().call_later(seconds, self._expire))
+        loop = asyncio.get_running_loop()
+        self._timers.append(loop.call_later(seconds, self._expire))
+        if self._drained_by == math.inf:
+            self._timers.append(loop.call_later(SAY_SECONDS, self._say_what_is_left))
+        self._drained_by = min(self._drained_by, loop.time() + seconds)
+
+    def _say_what_is_left(self) -> None:
+        loop = asyncio.get_running_loop()
+        requests, seconds = len(self._server.server_state.tasks), max(0.0, self._drained_by - loop.time())
+        logger.info("requests left to answer: %d, for %.0f s at most", requests, seconds)
+        self._timers.append(loop.call_later(SAY_SECONDS, self._say_what_is_left))
 
     def _expire(self) -> None:
         left = self.inference.expire()

@@ -1,21 +1,18 @@
-"""What an agent needs of its host: signals, the stages to run, and words for the person at it."""
+"""What an agent needs of its host: the stages to run, and words for the person at it."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
 
 from zmesh.config import Plan, StagePlan
 from zmesh.errors import UsageError
 
 __all__ = [
     "Search",
-    "Signals",
     "announcement",
     "chosen_stages",
     "class_name",
@@ -126,41 +123,3 @@ class Search:
 
     def end(self) -> None:
         self.note_at = self.give_up_at = None
-
-
-# ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Signals:
-    """SIGINT, SIGTERM and SIGHUP as something to read from `fd`, while this is entered. Only in the main thread."""
-
-    def __enter__(self) -> Signals:
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._theirs.setblocking(False)
-        self.fd = self._ours.fileno()
-        self._wakeup_before = signal.set_wakeup_fd(self._theirs.fileno(), warn_on_full_buffer=False)
-        self._before = {
-            number: signal.signal(number, _noted)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN  # nohup
-        }
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup_before)
-        self._ours.close()
-        self._theirs.close()
-
-    def take(self) -> list[signal.Signals]:
-        """Those that came since this was last asked, in order."""
-        try:
-            return [signal.Signals(number) for number in self._ours.recv(4096) if number in self._before]
-        except BlockingIOError:
-            return []
-
-
-def _noted(number: int, frame: FrameType | None) -> None:
-    pass  # the wake-up descriptor has it

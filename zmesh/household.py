@@ -6,7 +6,10 @@ other verbs are one part each: `worker` and `gateway` join a broker elsewhere, `
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -14,13 +17,16 @@ from zmesh.addresses import broker_address
 from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.errors import UsageError
-from zmesh.hosting import chosen_stages
+from zmesh.hosting import announcement, chosen_stages, stage_table
+from zmesh.messages import PeerId
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
 
-__all__ = ["LEAVE_SECONDS", "LEAVING_ORDER", "House", "Household", "household"]
+__all__ = ["DRAIN_GRACE_SECONDS", "LEAVE_SECONDS", "Departure", "House", "Household", "household", "welcome"]
 
+DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 LEAVE_SECONDS = 1.0  # for a process to leave when nobody wants anything of it any more
+SAY_SECONDS = 1.0  # between two lines that say what is left to do
 LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who accepts, who works, who holds what is left
 
 
@@ -34,10 +40,10 @@ class Household:
     bind: str
     connect: str
 
-    def slots(self, random: Random) -> list[Slot]:
+    def slots(self, random: Random, restarts_per_minute: int) -> list[Slot]:
         slots = [Slot(role, None, 0, Restarts(1, random)) for role in self.roles if role != "worker"]
         for stage in self.stages:
-            restarts = Restarts(stage.num, random)
+            restarts = Restarts(stage.num, random, restarts_per_minute)
             slots += [Slot("worker", stage, number, restarts) for number in range(1, stage.num + 1)]
         return slots
 
@@ -59,8 +65,9 @@ class Household:
 
     @property
     def serves_others(self) -> bool:
-        """Whether gateways elsewhere may need our workers until the end."""
-        return bool(self.bind or self.connect)
+        """Whether gateways elsewhere may need our workers until the end: not where the broker leaves with our gateway,
+        for then nobody can hear our workers any more."""
+        return bool(self.connect) or (bool(self.bind) and self.broker_role == "broker")
 
 
 def household(verb: str, plan: Plan, settings: Settings) -> Household:
@@ -93,10 +100,11 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
 
 @dataclass(frozen=True, slots=True)
 class House:
-    """What every process here is told. `front` is where they reach the broker, `fronts` are where a broker of ours
-    listens, `listener` is the descriptor of the HTTP socket, -1 without one."""
+    """What every process here is told. `agent` is who we are to a broker, `front` is where they reach the broker,
+    `fronts` are where a broker of ours listens, `listener` is the descriptor of the HTTP socket, -1 without one."""
 
     household: Household
+    agent: PeerId
     plan: Plan
     settings: Settings
     app: str
@@ -108,6 +116,7 @@ class House:
         """Raises OSError when the system has no room for another process."""
         shared = {
             "role": slot.role,
+            "agent": self.agent.hex(),
             "plan": self.plan.to_json(),
             "settings": self.settings.to_json(),
             "front": self.front,
@@ -129,3 +138,61 @@ class House:
         }
         env = slot.stage.env[slot.worker_id - 1] if slot.stage.env else None
         return Child(slot.name, [sys.executable, "-m", "zmesh.stage"], document, env=env, slate=Slate.make())
+
+
+class Departure:
+    """How a household ends: role after role leaves, each within its time. `until` is when the present one has to be
+    gone; `say_at` is when to say again how many are left of it."""
+
+    def __init__(self, here: Household, slots: Sequence[Slot], seconds: float, now: float) -> None:
+        self._here, self._slots, self._by = here, slots, now + seconds
+        self._to_come = [role for role in LEAVING_ORDER if role in here.roles]
+        self.leaving, self.until, self.say_at = "", now, now
+
+    def stays(self, role: str) -> bool:
+        """Whether it is needed still, and replaced if it dies."""
+        return role in self._to_come
+
+    def living(self, role: str) -> list[Child]:
+        return [slot.child for slot in self._slots if slot.role == role and slot.child is not None]
+
+    def go_on(self, now: float) -> bool:
+        """Tell the next role to leave; False when there is none any more."""
+        while self._to_come:
+            self.leaving = role = self._to_come.pop(0)
+            seconds = self._here.seconds_to_leave(role, self._by - now)
+            self.until, self.say_at = now + seconds + DRAIN_GRACE_SECONDS, now + SAY_SECONDS
+            for slot in self._slots:
+                if slot.role == role:
+                    slot.start_at = None
+            for child in (living := self.living(role)):
+                if child.is_ready:
+                    child.pipe.send(say="drain", seconds=seconds)
+                else:
+                    child.kill()  # it has accepted nothing yet
+            if living:
+                return True
+        return False
+
+    def remaining(self, now: float) -> str:
+        """Once per second what remains to be done by workers; the others say for themselves how many requests do."""
+        if now < self.say_at:
+            return ""
+        self.say_at = now + SAY_SECONDS
+        if self.leaving != "worker" or not self._here.serves_others:
+            return ""
+        left = max(0.0, self._by - now)
+        return f"workers that still finish what they hold: {len(self.living('worker'))}, for {left:.0f} s at most"
+
+
+def welcome(here: Household, plan: Plan, app: str, listener: socket.socket | None, data: str) -> str:
+    """What is said once everything here is ready; `data` is what curl sends."""
+    if listener is not None:
+        said = announcement(plan, here.stages, listener, data)
+    elif here.verb == "worker":
+        said = f"zmesh works for {here.connect}\n\n{stage_table(here.stages)}"
+    else:
+        said = f"zmesh broker is ready on {here.bind}"
+    if here.bind:
+        said += f"\njoin from elsewhere: zmesh worker {os.path.basename(app)} --connect {here.bind}"
+    return said

@@ -8,16 +8,21 @@ framework; everything else goes to the app behind it. Its rules:
 * Per request there is one `Call` and one Future. Slow ones are looked after by one sweep for all: a body that does not
   come is given up, and a client that leaves while its task waits takes the task with it.
 * While draining, new requests are refused and accepted ones finish.
+* The broker may live on our loop. When requests alone keep it busy for long, it is let in between them, or workers
+  would wait for the broker while clients are being refused.
+* What is refused for want of room is refused before its body is read, if possible. What is read or waits here is
+  bounded, by count and by bytes: as long as the broker is away nobody else would refuse anything.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from zmesh.answers import (
     DRAINING,
@@ -30,39 +35,33 @@ from zmesh.answers import (
     sane_token,
     text_of,
 )
+from zmesh.asgi import AsgiApp, Receive, Scope, Send, dressed, drop_upload
 from zmesh.config import Plan, Settings
+from zmesh.door import DENIED_SECONDS, DenyList, Door
 from zmesh.messages import Context, Payload, Status, TaskId
 from zmesh.telemetry import GatewayCounts
 
-__all__ = ["AsgiApp", "Inference", "Mesh", "Receive", "Scope", "Send"]
+__all__ = ["Inference", "Mesh"]
 
 logger = logging.getLogger("zmesh.gateway")
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY_SECONDS = 30.0  # for the whole of a request body to arrive
 WATCH_SECONDS = 0.1  # a request that waits longer is watched for its client leaving
 SWEEP_SECONDS = 0.1
-LINGER_SECONDS = 2.0  # a refused upload is read and dropped for so long, or a reset would outrun the answer
+BREATH_SECONDS = 0.005  # of requests without a pause, until the mesh is let in between
+DROPPED_BYTES_MAX = 64 * 1024  # an unread body up to this size is read and dropped, and its connection goes on
 GONE_HTTP = 499  # what a request counts as whose client left; nobody reads it
-RATE_SECONDS = 1.0  # the drain rate is measured over at least this long,
-STUCK_SECONDS = 10.0  # and this long, if nothing is answered
-RETRY_SECONDS_MAX = 60
+FULL = "too many requests: the gateway is full"
 RETRY_FAILING_SECONDS = 30  # how often a stage that does not start is tried
 RETRY_DRAINING_SECONDS = 1  # another gateway may take it at once
 
-_OK = int(Status.OK)
+_OK, _POISONED = int(Status.OK), int(Status.POISONED)
+_NO_WORK = {int(s) for s in (Status.SHED, Status.TIMEOUT, Status.UNAVAILABLE, Status.CANCELLED)}
 _GONE = -1  # not a Status: the client left
 
 
 class Mesh(Protocol):
     """What answers requests: see `linkage.BrokerLink`."""
-
-    @property
-    def pending(self) -> int: ...
 
     def submit(
         self,
@@ -75,15 +74,18 @@ class Mesh(Protocol):
 
     def abandon(self, id: TaskId) -> None: ...
 
+    def breathe(self) -> None: ...
+
 
 class Call:
     """One request on its way. It reads its body while `outcome` is None, then it waits for that."""
 
-    __slots__ = ("id", "outcome", "receive", "request_id", "since", "task", "verdict", "watcher")
+    __slots__ = ("id", "outcome", "receive", "request_id", "since", "size", "task", "verdict", "watcher")
 
     def __init__(self, receive: Receive, request_id: bytes, now: float, task: asyncio.Task[Any] | None) -> None:
         self.receive, self.request_id, self.since, self.task = receive, request_id, now, task
         self.id = TaskId(0)
+        self.size = 0  # bytes of its body that are here
         self.outcome: asyncio.Future[tuple[int, Payload]] | None = None
         self.watcher: asyncio.Task[None] | None = None
         self.verdict: Refusal | None = None  # why its reading was cut short
@@ -111,13 +113,17 @@ class Inference:
         self.paths: dict[str, Header] = {
             route.path: (b"content-type", route.mime_type.encode("latin-1")) for route in plan.routes
         }
+        self._doors = {route.path: Door(clock()) for route in plan.routes}
+        self._denied = DenyList()
         self._mesh, self._counts, self._app, self._is_guarded, self._clock = mesh, counts, app, is_guarded, clock
         self._timeout = settings.timeout / 1000
         self._body_bytes_max = settings.max_request_size
+        limits = settings.limits()
+        self._calls_max, self._bytes_max = limits.mesh_tasks_max, limits.mesh_bytes_max
         self._calls: set[Call] = set()
+        self._bytes = 0  # of their bodies
+        self._turn_began: float | None = None  # of the loop, if it has brought a request
         self._sweeping: asyncio.TimerHandle | None = None
-        self._rate: float | None = None  # answers 200 per second, lately
-        self._rate_at, self._rate_ok = clock(), 0
         self.is_draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,7 +132,7 @@ class Inference:
         elif not self._is_guarded and self.is_route(scope):
             await self.answer(scope, receive, send)
         else:
-            await self._app(scope, receive, _dressed(scope, send))
+            await self._app(scope, receive, dressed(scope, send))
 
     def is_route(self, scope: Scope) -> bool:
         """By the bytes the client typed: an escape would be a second spelling, and no route needs one."""
@@ -140,6 +146,7 @@ class Inference:
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request for a route's path."""
         started = self._clock()
+        self._breathe(started)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id")
         request_id = given if given is not None and sane_token(given) else new_request_id()
@@ -147,7 +154,6 @@ class Inference:
         self._calls.add(call)
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._swept)
-            self._rate_at, self._rate_ok = started, self._counts.ok  # idle time says nothing about the rate
         path = scope["path"]
         status: int = _GONE
         payload: Payload = b""
@@ -161,17 +167,29 @@ class Inference:
             refusal = Refusal(500, "inference internal error")
         finally:
             self._calls.discard(call)
+            self._bytes -= call.size
             if call.watcher is not None:
                 call.watcher.cancel()
         if status == _OK:
             self._counts.add(200, path, self._clock() - started)
             await self._give(call, send, self.paths[path], payload)
         elif refusal is not None or status != _GONE:
-            refusal = refusal or self._refusal_of(status, payload)
+            refusal = refusal or self._refusal_of(status, payload, self._doors[path])
             self._counts.add(refusal.http, path, 0.0)
             await self._refuse(call, send, refusal, headers)
         else:
             self._counts.add(GONE_HTTP, path, 0.0)
+
+    def _breathe(self, now: float) -> None:
+        if self._turn_began is None:
+            self._turn_began = now
+            asyncio.get_running_loop().call_soon(self._turn_ended)
+        elif now - self._turn_began > BREATH_SECONDS:
+            self._turn_began = now
+            self._mesh.breathe()
+
+    def _turn_ended(self) -> None:
+        self._turn_began = None
 
     async def _give(self, call: Call, send: Send, content_type: Header, payload: Payload) -> None:
         length = (b"content-length", b"%d" % len(payload))
@@ -188,8 +206,9 @@ class Inference:
         timeout = self._timeout
         if (wanted := headers.get(b"x-request-timeout")) is not None:
             timeout = min(timeout, _seconds(wanted))
+        path = scope["path"]
         try:
-            body = await self._body(call, headers.get(b"content-length"))
+            body = await self._body(call, self._doors[path], headers)
         except asyncio.CancelledError:
             if call.verdict is None:
                 raise
@@ -204,10 +223,24 @@ class Inference:
         if (parent := headers.get(b"traceparent")) is not None and sane_token(parent):
             context["traceparent"] = parent.decode("ascii")
         now = call.since = self._clock()
+        if self._denied and (answer := self._denied.answer(path, body, now)) is not None:
+            return _POISONED, answer
+        status, payload = await self._submit(call, path, body, context, now + timeout)
+        self._doors[path].answered += status not in _NO_WORK
+        if status != _OK:
+            self._learn(call, path, body, status, payload)
+        return status, payload
+
+    async def _submit(
+        self, call: Call, path: str, body: bytes, context: Context, deadline: float
+    ) -> tuple[int, Payload]:
+        """The mesh's answer."""
+        door = self._doors[path]
         outcome: asyncio.Future[tuple[int, Payload]] = asyncio.get_running_loop().create_future()
         call.outcome = outcome
-        call.id = self._mesh.submit(scope["path"], body, context, now + timeout, call.done)
+        call.id = self._mesh.submit(path, body, context, deadline, call.done)
         self._counts.in_flight += 1
+        door.pending += 1
         try:
             return await outcome
         except asyncio.CancelledError:  # the server gives up on this request
@@ -215,56 +248,80 @@ class Inference:
             raise
         finally:
             self._counts.in_flight -= 1
+            door.leave()
 
-    async def _body(self, call: Call, length: bytes | None) -> bytes | None:
-        """The whole body; None when the client broke off."""
-        if length is not None and length.isdigit() and int(length) > self._body_bytes_max:
-            raise self._too_large()
+    def _learn(self, call: Call, path: str, body: bytes, status: int, payload: Payload) -> None:
+        """What this outcome says about the next requests."""
+        if status == Status.SHED:
+            self._doors[path].close(text_of(status, payload), self._clock())
+        elif status == Status.UNAVAILABLE:
+            self._denied.forget(path)  # a stage that does not even start may end whatever comes: nobody is to blame
+        elif status == Status.POISONED:
+            self._denied.add(path, body, payload, self._clock())
+            text = "request %s: workers die of its body (%d bytes, sha256 %s); on %s it is refused for %g s"
+            digest, request_id = hashlib.sha256(body).hexdigest(), call.request_id.decode("ascii")
+            logger.error(text, request_id, len(body), digest, path, DENIED_SECONDS)
+
+    async def _body(self, call: Call, door: Door, headers: dict[bytes, bytes]) -> bytes | None:
+        """The whole body; None when the client broke off. Raises Refusal for one that is too much."""
+        text = headers.get(b"content-length", b"")
+        length = int(text) if text.isdigit() else None
+        self._check_early(call, door, length, is_asking=b"expect" in headers)
         chunks: list[bytes] = []
-        size = 0
         while True:
             message = await call.receive()
             if message["type"] != "http.request":
                 return None
             body: bytes = message.get("body", b"")
-            size += len(body)
-            if size > self._body_bytes_max:
+            call.size += len(body)
+            self._bytes += len(body)
+            if call.size > self._body_bytes_max:
                 raise self._too_large()
+            if self._bytes > self._bytes_max and self._bytes > call.size:
+                raise self._shed(door, f"{FULL} ({self._bytes_max} bytes)", is_last=True)
             if not message.get("more_body", False):
-                if not chunks:
-                    return body
-                chunks.append(body)
-                return b"".join(chunks)
+                break
             chunks.append(body)
+        if length is None and self._clock() < door.closed_until:
+            raise self._shed(door, door.text, is_last=False)
+        return b"".join([*chunks, body]) if chunks else body
 
     # ── refusals ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _check_early(self, call: Call, door: Door, length: int | None, *, is_asking: bool) -> None:
+        """Refuse what need not even be read. A small body may come all the same, and be dropped by the parser; after a
+        larger one, or when the client asked whether to send it, the connection is no good any more."""
+        if length is not None and length > self._body_bytes_max:
+            raise self._too_large()
+        is_last = is_asking or length is None or length > DROPPED_BYTES_MAX
+        if len(self._calls) > self._calls_max:
+            raise self._shed(door, f"{FULL} ({self._calls_max} requests)", is_last=is_last)
+        if self._bytes and self._bytes + (length or 0) > self._bytes_max:
+            raise self._shed(door, f"{FULL} ({self._bytes_max} bytes)", is_last=is_last)
+        if length is not None and call.since < door.closed_until:
+            raise self._shed(door, door.text, is_last=is_last)
+
+    def _shed(self, door: Door, text: str, *, is_last: bool) -> Refusal:
+        return Refusal(429, text, retry_after=door.retry_after(), close=is_last, linger=is_last)
 
     def _too_large(self) -> Refusal:
         text = f"request body is too large: at most {self._body_bytes_max} bytes"
         return Refusal(413, text, close=True, linger=True)
 
-    def _refusal_of(self, status: int, payload: Payload) -> Refusal:
+    def _refusal_of(self, status: int, payload: Payload, door: Door) -> Refusal:
         retry_after = 0
         if status == Status.SHED:
-            retry_after = self._seconds_to_drain()
+            retry_after = door.retry_after()
         elif status == Status.UNAVAILABLE:
             retry_after = RETRY_FAILING_SECONDS
         return Refusal(http_status_of(status), text_of(status, payload), retry_after=retry_after)
-
-    def _seconds_to_drain(self) -> int:
-        """How long what waits now takes at the rate of the last seconds."""
-        if self._rate is None:
-            return 1
-        if not self._rate:
-            return RETRY_SECONDS_MAX
-        return min(RETRY_SECONDS_MAX, max(1, math.ceil(self._mesh.pending / self._rate)))
 
     async def _refuse(self, call: Call, send: Send, refusal: Refusal, headers: dict[bytes, bytes]) -> None:
         status, sent, body = failure(refusal, call.request_id, headers.get(b"accept"))
         await send({"type": "http.response.start", "status": status, "headers": sent})
         if refusal.linger:
             await send({"type": "http.response.body", "body": body, "more_body": True})
-            await _drop_upload(call.receive)
+            await drop_upload(call.receive)
             body = b""
         await send({"type": "http.response.body", "body": body})
 
@@ -281,10 +338,8 @@ class Inference:
                     self._cut_short(call, Refusal(408, text, close=True))
             elif call.watcher is None and waited > WATCH_SECONDS:
                 call.watcher = asyncio.get_running_loop().create_task(self._watch(call))
-        age, ok = now - self._rate_at, self._counts.ok - self._rate_ok
-        if age >= (RATE_SECONDS if ok else STUCK_SECONDS):
-            self._rate = ok / age
-            self._rate_at, self._rate_ok = now, self._counts.ok
+        for door in self._doors.values():
+            door.measure(now)
 
     def expire(self) -> int:
         """Answer 503 to every request that is still here, and forget its task; how many there were."""
@@ -327,33 +382,3 @@ def _seconds(text: bytes) -> float:
         shown = text[:40].decode("ascii", "replace")
         raise Refusal(400, f"bad request: x-request-timeout must be a number of seconds above 0, not {shown!r}")
     return seconds
-
-
-async def _drop_upload(receive: Receive) -> None:
-    """Read what the client still sends, so that it gets to read its answer."""
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
-                pass
-    except TimeoutError:
-        pass
-
-
-def _dressed(scope: Scope, send: Send) -> Send:
-    """`send` with the headers that every answer has, unless they are there."""
-
-    async def dressed(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))
-            names = {name.lower() for name, _ in headers}
-            if b"server" not in names:
-                headers.append(SERVER)
-            if b"x-request-id" not in names:
-                given = dict(scope["headers"]).get(b"x-request-id")
-                headers.append(
-                    (b"x-request-id", given if given is not None and sane_token(given) else new_request_id())
-                )
-            message = {**message, "headers": headers}
-        await send(message)
-
-    return dressed

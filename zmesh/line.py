@@ -15,6 +15,7 @@ from typing import Protocol
 
 from zmesh.config import Limits
 from zmesh.core.events import Heard, LinkLost
+from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import WireError
 from zmesh.messages import Hello, Message, SessionId, Welcome
 from zmesh.transport import Context, Dealer, Frames
@@ -38,10 +39,11 @@ class Watcher(Protocol):
 
 
 class Line:
-    """`connect` before anything else. Belongs to one thread."""
+    """`connect` before anything else. Belongs to one thread. `owner` is the role of who speaks by it."""
 
-    def __init__(self, context: Context, endpoint: str, watcher: Watcher, limits: Limits) -> None:
+    def __init__(self, context: Context, endpoint: str, watcher: Watcher, limits: Limits, owner: str = "") -> None:
         self._context, self._endpoint, self._watcher, self._limits = context, endpoint, watcher, limits
+        self._owner = owner
         self._dealer: Dealer | None = None
         self._parked: deque[Frames] = deque()
         self._retry_seconds = RETRY_SECONDS
@@ -82,9 +84,13 @@ class Line:
             return
         if type(message) is Hello:
             self._parked.clear()  # nothing else can be there before a session, and one greeting is enough
+        if CRASHING:
+            crash_at(f"{self._owner}.sending", message)
         frames = encode(message, session)
         if self._parked or not self._dealer.send(frames):
             self._parked.append(frames)
+        elif CRASHING:
+            crash_at(f"{self._owner}.sent", message)
 
     def flush(self) -> None:
         """Send what is parked, as far as there is room."""
@@ -102,6 +108,8 @@ class Line:
                 session, message = decode(frames, self._limits)
                 if type(message) is Welcome:  # the broker may have been told of larger requests than we were
                     self._limits = replace(self._limits, frame_bytes_max=message.frame_bytes_max)
+                if CRASHING:
+                    crash_at(f"{self._owner}.heard", message)
                 heard.append(Heard(session, message))
             except WireError as error:
                 log.error("a message from the broker cannot be read; connecting anew: %s", error)

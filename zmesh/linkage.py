@@ -42,11 +42,13 @@ class BrokerSilent(Exception):
 class Port(Protocol):
     """How a link reaches its broker: the same messages by socket or by call. `send` neither waits nor fails; what is
     lost shows as silence, or `lost` is called. Both callables are called from within the event loop. After `close` a
-    port can be opened again."""
+    port can be opened again. `breathe` lets a broker that shares our event loop do its work in the middle of ours."""
 
     def open(self, hear: Callable[[SessionId, Message], None], lost: Callable[[], None]) -> None: ...
 
     def send(self, session: SessionId, message: Message) -> None: ...
+
+    def breathe(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -114,6 +116,11 @@ class BrokerLink:
         self._abandoned.append(id)
         if not self._gathering:
             self._gather()
+
+    def breathe(self) -> None:
+        """A long turn of the loop is at its middle: what was submitted goes to the broker, and that may work."""
+        self._turn()
+        self._port.breathe()
 
     async def stats(self) -> dict[str, Any]:
         """The broker's snapshot. Raises BrokerSilent. Who asks at the same time shares one answer."""

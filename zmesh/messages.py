@@ -340,8 +340,11 @@ class Kill:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
+    """Finish and go, or to a broker: have that done. With `host` it is for the agents of that host alone."""
+
     deadline_ms: int
     reason: str
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 `Pipe` carries the document with which a child begins, the few words after it, and, by its end of file, the news that
 the other side is gone. A `Slate` is 64 bytes that a worker writes before each phase and its agent reads when the worker
-has died: it says which lease was running, and which row. `child_pipe` is the child's first step: it finds its end of
-the pipe and makes sure that it never outlives its parent.
+has died: it says which lease was running, and which row. One word of it is the agent's: which lease to break off.
+`child_pipe` is the child's first step: it finds its end of the pipe and makes sure that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def pipe_pair() -> tuple[Pipe, socket.socket]:
 def child_pipe() -> Pipe | None:
     """The pipe to our agent, None when no agent started us. From here on this process ends when its agent does.
 
-    It leaves when it is told to or when the pipe ends, not by SIGINT or SIGTERM, which a terminal or a supervisor may
-    send to the whole family. They get a handler that does nothing, because to be ignored is inherited by programs that
-    user code starts, and to be handled is not.
+    It leaves when it is told to or when the pipe ends, not by SIGINT, SIGTERM or SIGHUP, which a terminal or a
+    supervisor may send to the whole family. They get a handler that does nothing, because to be ignored is inherited by
+    programs that user code starts, and to be handled is not.
     """
     given = os.environ.pop(PIPE_VARIABLE, "")
     if not given:
@@ -116,7 +116,7 @@ def child_pipe() -> Pipe | None:
     _die_with_parent()
     if os.getppid() != int(parent):
         os._exit(1)  # it was gone before we could ask to be told
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _heed_not)
     os.set_inheritable(int(fd), False)
     return Pipe(socket.socket(fileno=int(fd)))
@@ -143,11 +143,15 @@ class SlateWords(NamedTuple):
 
 
 class Slate:
-    """64 bytes shared by a worker, who writes, and its agent, who reads. Writing costs a quarter of a microsecond."""
+    """64 bytes shared by a worker, who writes, and its agent, who reads. Writing costs a quarter of a microsecond.
+
+    The agent writes one word only, with `order`, before it sends the signal for which the worker reads `ordered`.
+    """
 
     BYTES = 64
     _WORDS = struct.Struct("@QBxxxI")  # native, so that the lease is written in one piece
-    _FINISHED = struct.Struct("@Q")
+    _FINISHED = _ORDERED = struct.Struct("@Q")
+    _ORDERED_AT = 32
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -179,6 +183,14 @@ class Slate:
         lease, phase, row = self._WORDS.unpack_from(self._page, 0)
         known = Phase(phase) if phase in Phase._value2member_map_ else Phase.FORWARD
         return SlateWords(LeaseId(lease), known, row, self._FINISHED.unpack_from(self._page, self._WORDS.size)[0])
+
+    def order(self, lease: int) -> None:
+        """This lease is to be broken off."""
+        self._ORDERED.pack_into(self._page, self._ORDERED_AT, lease)
+
+    def ordered(self) -> int:
+        lease: int = self._ORDERED.unpack_from(self._page, self._ORDERED_AT)[0]
+        return lease
 
     def close(self) -> None:
         self._page.close()

@@ -1,26 +1,29 @@
 """The processes of one host as their agent sees them: started, watched, ended, never left behind.
 
 A child is exec'd, never forked from a process with threads and sockets. It has a session of its own, so that a terminal
-signals only the agent, and whatever it starts is in its process group and ends with it. Its exit is known at once, by a
-pidfd, and until it is reaped its number cannot belong to anybody else, so that no signal ever meets a stranger.
+signals only the agent, and whatever it starts is in its process group and ends with it, even when the agent itself is
+killed: then the kernel ends the group. Its exit is known at once, by a pidfd, and until it is reaped its number cannot
+belong to anybody else, so that no signal ever meets a stranger.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
 from zmesh.config import StagePlan
 from zmesh.core.restarts import Deeds, Restarts
-from zmesh.messages import Exited, LeaseId, PeerId, WorkerBeat
+from zmesh.messages import Exited, Kill, LeaseId, PeerId, WorkerBeat
 from zmesh.pipe import PIPE_VARIABLE, Slate, pipe_pair
+from zmesh.transport import Poller
 
-__all__ = ["Child", "OutOfMemoryKills", "Slot", "signal_name"]
+__all__ = ["Child", "OutOfMemoryKills", "Slot", "Watches", "reap_orphans", "signal_name"]
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -58,6 +61,7 @@ class Child:
         self.failure = ""  # the traceback of a start that failed
         self.failure_line = ""
         self.pipe, theirs = pipe_pair()
+        self._lifeline: list[int] = []  # see `_end_with_us`
         fds = [theirs.fileno(), *keep, *([slate.fd] if slate else [])]
         try:
             self._process = subprocess.Popen(
@@ -74,6 +78,7 @@ class Child:
             theirs.close()
         self.pid = self._process.pid
         try:
+            self._lifeline = _end_with_us(self.pid)
             self.pidfd = os.pidfd_open(self.pid)
         except OSError:  # no files left; one that we cannot watch must not run
             self._process.kill()
@@ -85,6 +90,20 @@ class Child:
     def runs(self, peer: PeerId, lease: LeaseId) -> bool:
         """Whether it is that process, and this is what it does now."""
         return self.slate is not None and self.peer == peer and self.slate.read().lease == lease
+
+    def obey(self, kill: Kill) -> None:
+        """End it, or interrupt it."""
+        if kill.interrupt:
+            self.interrupt(kill.lease)
+        else:
+            self.kill()
+
+    def interrupt(self, lease: LeaseId) -> None:
+        """Ask it to break off this lease. Harmless when it does something else by now, or has ended."""
+        assert self.slate is not None, "only workers have a slate"
+        if self._process.returncode is None:
+            self.slate.order(lease)
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR1)
 
     def kill(self) -> None:
         """At once, and whatever it started with it. Harmless when it has ended already."""
@@ -109,6 +128,8 @@ class Child:
     def close(self) -> None:
         """Forget it, after `reap`."""
         self.pipe.close()
+        for fd in self._lifeline:
+            os.close(fd)
         if self.slate is not None:
             self.slate.close()
 
@@ -117,11 +138,11 @@ class Child:
         words = self.slate.read()
         return WorkerBeat(self.peer, stage, worker_id, self.pid, words.lease, words.phase, self._rss_bytes())
 
-    def exited(self, stage: str, worker_id: int, code: int, *, is_oom: bool, is_failing: bool) -> Exited:
-        """What the broker is told of its end."""
+    def exited(self, stage: str, worker_id: int, code: int, *, is_oom: bool, is_failing: bool, why: str = "") -> Exited:
+        """What the broker is told of its end; `why` goes before how it ended."""
         assert self.slate is not None, "only workers have a slate"
         words = self.slate.read()
-        reason = self.failure or self.failure_line or signal_name(code)
+        reason = self.failure or self.failure_line or (f"{why}, the last by " if why else "") + signal_name(code)
         return Exited(
             self.peer, stage, worker_id, code, words.lease, words.phase, words.row, is_oom, reason, is_failing
         )
@@ -131,6 +152,70 @@ class Child:
             return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE_BYTES
         except (OSError, IndexError, ValueError):
             return 0  # it ended a moment ago
+
+
+def _end_with_us(group: int) -> list[int]:
+    """Have the kernel end this process group when we are gone, however we went; descriptors to keep open until then.
+
+    PDEATHSIG ends a child too, but not what the child has started. Here the kernel is asked to tell the group by a
+    signal when a pipe has news for its reader, and the only news there will ever be is that its writer is gone. Both
+    ends are ours, and are closed one after the other when we end. The reader must not be the first, and nobody promises
+    an order: so there is a pipe whose reader has the lower number, and one whose reader has the higher.
+    """
+    held: list[int] = []
+    try:
+        held += os.pipe()
+        held += os.pipe()
+        held.append(os.dup(held[2]))
+        os.close(held.pop(2))
+        for reader in (held[0], held[3]):
+            fcntl.fcntl(reader, fcntl.F_SETOWN, -group)
+            fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError:
+        for fd in held:
+            os.close(fd)
+        raise
+    return held
+
+
+def reap_orphans(ours: Container[int]) -> None:
+    """As process 1 of a container we inherit whoever lost its parent; take note of those that ended.
+
+    Not of `ours`, nor of what somebody else in this process has started: that is in our session, and an orphan is not.
+    """
+    here = os.getsid(0)
+    try:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    except OSError:
+        return  # a /proc that is not ours
+    for pid in map(int, children):
+        try:
+            if pid not in ours and os.getsid(pid) != here:
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        except (ChildProcessError, ProcessLookupError):
+            pass  # it was taken note of meanwhile
+
+
+class Watches:
+    """Descriptors, and what to do when something is there to be read."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._reactions: dict[int, Callable[[], None]] = {}
+
+    def add(self, fd: int, react: Callable[[], None]) -> None:
+        self._poller.watch(fd)
+        self._reactions[fd] = react
+
+    def drop(self, fd: int) -> None:
+        if self._reactions.pop(fd, None) is not None:
+            self._poller.forget(fd)
+
+    def wait(self, seconds: float | None) -> None:
+        for fd in self._poller.wait(seconds):
+            if fd in self._reactions:  # an earlier one may have dropped it
+                self._reactions[fd]()
 
 
 @dataclass(slots=True, eq=False)

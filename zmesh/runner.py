@@ -7,9 +7,12 @@ that all of it can be tested without a socket. Its rules:
 * A batch whose `forward` raises is run again in halves, each decoded afresh because `forward` may have written into its
   items, until the guilty are alone. A once-only stage runs nothing twice: everybody gets the error.
 * A row that is past its deadline or was cancelled is not run, nor run again.
+* A `forward` that is broken off, by the `timeout` of its stage or by its agent, is not run in halves, whatever it made
+  of that. All calls of `forward` for one batch share one `timeout`, until rows of it have been finished: so long, and a
+  little longer, does the broker wait before it has the process killed.
 * What tells the client nothing (500) is logged with the user's part of its traceback; what user code chose to say (4xx)
   is not.
-* A BaseException that is not `ForwardTimeout` is meant to end the process, and does.
+* Another BaseException than those two is meant to end the process, and does.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+from zmesh.alarms import ALARM, ALARMS, INTERRUPT, Alarms, Call
 from zmesh.core.effects import Run
 from zmesh.core.events import RowsFinished
-from zmesh.errors import ForwardTimeout, describe
+from zmesh.crashing import CRASHING, crash_at
+from zmesh.errors import ForwardCancelled, ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
 from zmesh.tracebacks import one_line, users_traceback
@@ -57,6 +62,8 @@ class _Part:
 
     lease: Run
     rows: list[int]
+    ends_at: float | None = None  # when `forward` has taken too long; None as long as it was not called
+    is_abandoned: bool = False  # nobody wants anything of the lease any more
     finished: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     payloads: list[Payload] = field(default_factory=list)
@@ -72,25 +79,45 @@ class _Part:
 
 
 class BatchRunner:
-    """One per worker process. `clock` is that of the deadlines."""
+    """One per worker process. `clock` is that of the deadlines, `alarms` may break `forward` off."""
 
-    def __init__(self, worker: Worker, slate: Slate, *, retry: bool, clock: Callable[[], float] = monotonic) -> None:
-        self._worker, self._slate, self._retry, self._clock = worker, slate, retry, clock
+    def __init__(
+        self,
+        worker: Worker,
+        slate: Slate,
+        *,
+        retry: bool,
+        clock: Callable[[], float] = monotonic,
+        alarms: Alarms = ALARMS,
+    ) -> None:
+        self._worker, self._slate, self._retry, self._clock, self._alarms = worker, slate, retry, clock, alarms
         self._max_batch_size = worker.max_batch_size
         # Only the codec of zmesh itself is known to read a memoryview; user code is promised bytes.
         self._ipc_takes_views = type(worker).deserialize_ipc is Worker.deserialize_ipc
 
-    def run(self, lease: Run, cancelled: Callable[[], Collection[int]]) -> Iterator[RowsFinished]:
-        """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now."""
+    def run(
+        self, lease: Run, cancelled: Callable[[], Collection[int]], listen: Callable[[], None] = lambda: None
+    ) -> Iterator[RowsFinished]:
+        """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now;
+        `listen` brings that up to date."""
+        self._alarms.listen = listen
         rows, most = range(len(lease.columns.ids)), self._max_batch_size  # the broker's app may say a larger one
         todo = [_Part(lease, list(rows[start : start + most])) for start in rows[::most]][::-1]
         while todo:
             part = todo.pop()
             started = self._clock()
             halves = self._run_part(part, started, cancelled())
+            if part.is_abandoned:
+                for other in todo:
+                    self._fail(part, other.rows, self._alarms.error(INTERRUPT))
+                todo.clear()
             if part.finished:
                 yield part.event(self._clock() - started)
+                for other in todo:
+                    other.ends_at = None
             todo += halves
+            if todo and part.finished:
+                crash_at("worker.between_results")
         self._slate.finish()
 
     def _run_part(self, part: _Part, now: float, cancelled: Collection[int]) -> list[_Part]:
@@ -99,18 +126,37 @@ class BatchRunner:
         if not rows:
             return []
         self._slate.write(part.lease.lease, _FORWARD)
+        if CRASHING:
+            crash_at("worker.forward")
+        if part.ends_at is None and self._alarms.timeout:
+            part.ends_at = self._clock() + self._alarms.timeout
+        call = Call(part.lease, rows, cancelled, part.ends_at)
         try:
-            results = self._forward(items)
-        except (Exception, ForwardTimeout) as error:
-            again = self._retry and not isinstance(error, _WrongResult | ForwardTimeout)
-            if len(rows) > 1 and again:
-                log.warning("forward failed for %d items, which run again in halves: %r", len(rows), error)
-                middle = (len(rows) + 1) // 2
-                return [_Part(part.lease, rows[middle:]), _Part(part.lease, rows[:middle])]
-            self._fail(part, rows, error)
-            return []
+            results = self._forward(call, items)
+        except (Exception, ForwardTimeout, ForwardCancelled) as error:
+            return self._halves(part, rows, call, error)
         self._encode(part, rows, results)
         return []
+
+    def _halves(self, part: _Part, rows: list[int], call: Call, error: BaseException) -> list[_Part]:
+        """What to run again of `rows`, for which `forward` raised; what not is answered in `part`."""
+        is_late = part.ends_at is not None and self._clock() >= part.ends_at
+        if broken_off_by := call.struck_by or (is_late and ALARM):
+            self._break_off(part, rows, broken_off_by, error)
+            return []
+        again = self._retry and not isinstance(error, _WrongResult | ForwardTimeout | ForwardCancelled)
+        if len(rows) == 1 or not again:
+            self._fail(part, rows, error)
+            return []
+        log.warning("forward failed for %d items, which run again in halves: %r", len(rows), error)
+        middle = (len(rows) + 1) // 2
+        return [_Part(part.lease, half, part.ends_at) for half in (rows[middle:], rows[:middle])]
+
+    def _break_off(self, part: _Part, rows: list[int], number: int, error: BaseException) -> None:
+        """`error` is what came out of a `forward` that a signal has broken off, or that took too long."""
+        part.is_abandoned = number == INTERRUPT
+        self._log(part.lease.columns, rows, error, logging.DEBUG if part.is_abandoned else logging.WARNING)
+        self._fail(part, rows, self._alarms.error(number))
 
     # ── decode ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -141,11 +187,11 @@ class BatchRunner:
 
     # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _forward(self, items: list[Any]) -> list[Any]:
+    def _forward(self, call: Call, items: list[Any]) -> list[Any]:
         if self._max_batch_size == 1:
-            return [self._worker.forward(item) for item in items]
+            return [self._alarms.run(call, self._worker.forward, items[0])]
         count = len(items)  # now, because `forward` may do with its list what it likes
-        results = self._worker.forward(items)
+        results = self._alarms.run(call, self._worker.forward, items)
         if type(results) is not list:
             results = _as_list(results)
         if len(results) != count:
@@ -185,14 +231,14 @@ class BatchRunner:
         for row in rows:
             part.close(row, status, payload)
 
-    def _log(self, columns: Columns, rows: list[int], error: BaseException) -> None:
+    def _log(self, columns: Columns, rows: list[int], error: BaseException, level: int = logging.ERROR) -> None:
         known = (columns.contexts[row] if columns.contexts else None for row in rows)
         requests = " ".join(context.get("request_id", "-") if context else "-" for context in known)
         if isinstance(error, _WrongResult):
-            log.error("request %s: %s", requests, error)
+            log.log(level, "request %s: %s", requests, error)
         else:
             told = users_traceback(error).rstrip()
-            log.error("request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
+            log.log(level, "request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
 
 
 def _as_list(results: Any) -> list[Any]:

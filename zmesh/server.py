@@ -21,6 +21,7 @@ from zmesh.core.routes import build, check_paths
 from zmesh.declaring import declaration, unknown_name
 from zmesh.errors import DeclarationError, StartError, UsageError
 from zmesh.loader import current_verb, qualified, refuse_optimized, remind_to_run, stop_reminding
+from zmesh.signals import ending_early
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -182,8 +183,9 @@ class Server:
             code = self._perform()
         else:
             try:
-                _read_command_line()
-                code = self._perform()
+                with ending_early():
+                    _read_command_line()
+                    code = self._perform()
             except StartError as error:
                 print(f"zmesh: {error}", file=sys.stderr)
                 code = error.exit_code

@@ -8,6 +8,7 @@ when it is gone: nobody would restart or drain them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -22,6 +23,7 @@ from zmesh.broker import Broker
 from zmesh.config import Plan, Settings
 from zmesh.errors import DrainExpired, StartError
 from zmesh.linkage import Port
+from zmesh.messages import PeerId
 from zmesh.pipe import Pipe, child_pipe
 from zmesh.socketport import SocketPort
 from zmesh.transport import Context, raise_file_limit
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["heed", "main", "serve_gateway"]
 
 DOCUMENT_SECONDS = 30.0  # for the agent to say how a lone broker begins
+SAY_SECONDS = 1.0  # between two lines that say how many requests remain
+
+log = logging.getLogger("zmesh.broker")
 
 
 def serve_gateway(
@@ -53,7 +58,7 @@ def serve_gateway(
 
     async def serve(listener: socket.socket) -> int:
         loop, context = asyncio.get_running_loop(), Context()
-        broker = Broker(plan, settings.limits(), context, fronts, loop) if fronts else None
+        broker = Broker(plan, settings.limits(), context, fronts, loop, _agent(document)) if fronts else None
         try:
             if broker is not None:
                 broker.start()
@@ -79,10 +84,10 @@ def serve_gateway(
         return uvloop.run(serve(listener))
 
 
-async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str]) -> int:
+async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str], agent: PeerId) -> int:
     """A broker alone; 0 when everything it held was answered before it left."""
     loop, context = asyncio.get_running_loop(), Context()
-    broker = Broker(plan, settings.limits(), context, fronts, loop)
+    broker = Broker(plan, settings.limits(), context, fronts, loop, agent)
     told: asyncio.Future[float] = loop.create_future()
     try:
         broker.start()
@@ -90,15 +95,29 @@ async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequ
         pipe.send(say="ready")
         seconds = await told
         broker.drain(seconds, "the broker stops")
-        try:
-            await asyncio.wait_for(broker.drained.wait(), seconds)
-        except TimeoutError:
-            return DrainExpired.exit_code
-        return 0
+        return 0 if await _drained(broker, loop.time() + seconds) else DrainExpired.exit_code
     finally:
         loop.remove_reader(pipe.fd)
         broker.close()
         context.close()
+
+
+def _agent(document: Mapping[str, object]) -> PeerId:
+    return PeerId(bytes.fromhex(str(document["agent"])))
+
+
+async def _drained(broker: Broker, until: float) -> bool:
+    """Whether nothing is left before that time, on the loop's clock; what is left is said once per second."""
+    loop = asyncio.get_running_loop()
+    while (left := until - loop.time()) > 0:
+        try:
+            async with asyncio.timeout(min(SAY_SECONDS, left)):
+                await broker.drained.wait()
+            return True
+        except TimeoutError:
+            tasks = len(broker.dispatcher.mesh.tasks)
+            log.info("requests left to answer: %d, for %.0f s at most", tasks, max(0.0, until - loop.time()))
+    return False
 
 
 def _obey(pipe: Pipe, loop: asyncio.AbstractEventLoop, drain: Callable[[float], None]) -> None:
@@ -132,7 +151,7 @@ def main() -> int:
         fronts = document["fronts"]
         assert isinstance(fronts, list), document
         try:
-            return uvloop.run(_serve_broker(plan, settings, pipe, fronts))
+            return uvloop.run(_serve_broker(plan, settings, pipe, fronts, _agent(document)))
         except StartError as error:
             pipe.send(say="failed", text="", line=str(error))
             return error.exit_code

@@ -27,7 +27,7 @@ class SocketPort:
 
     def __init__(self, context: Context, endpoint: str, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._line = Line(context, endpoint, self, limits)
+        self._line = Line(context, endpoint, self, limits, "gateway")
         self._hear: Callable[[SessionId, Message], None] = _nobody
         self._lost: Callable[[], None] = _nobody
         self._dealer: Dealer | None = None
@@ -42,6 +42,9 @@ class SocketPort:
     def send(self, session: SessionId, message: Message) -> None:
         self._line.send(session, message)
         self._look_again()
+
+    def breathe(self) -> None:
+        """That broker needs nothing of our loop."""
 
     def close(self) -> None:
         self._line.disconnect()

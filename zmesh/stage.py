@@ -19,22 +19,24 @@ from time import monotonic
 from typing import Any
 
 from zmesh import logs
+from zmesh.alarms import ALARMS
 from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
-from zmesh.core.events import DrainAsked, LinkLost, SessionEvent, Started, Tick
+from zmesh.core.events import DrainAsked, Heard, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
 from zmesh.declaring import declaration
 from zmesh.errors import DeclarationError
 from zmesh.line import Line
 from zmesh.loader import AppError, load_worker_class
-from zmesh.messages import Credit, Drain, PeerId, Phase, SessionId, WorkerState
+from zmesh.messages import Cancel, Credit, Drain, Heartbeat, PeerId, Phase, SessionId, WorkerState
 from zmesh.pipe import Pipe, Slate, child_pipe
+from zmesh.rehearsal import make_worker, warm_up
 from zmesh.runner import BatchRunner
 from zmesh.tracebacks import one_line, users_traceback
 from zmesh.transport import Context, Poller, raise_file_limit, stage_endpoint
 from zmesh.worker import SSEWorker, Worker
 
-__all__ = ["Stage", "WorkerLoop", "main", "make_worker", "warm_up"]
+__all__ = ["Stage", "WorkerLoop", "main"]
 
 BATCHING = ("crowd", "fixed", "greedy")
 START_METHODS = ("spawn", "fork")
@@ -221,24 +223,6 @@ class _Document:
         )
 
 
-def make_worker(cls: type[Worker], stage: str, worker_id: int, max_batch_size: int) -> Worker:
-    """A worker that knows its place before its `__init__` runs. Raises what that raises."""
-    worker = cls.__new__(cls)
-    worker.stage, worker.worker_id, worker.max_batch_size = stage, worker_id, max_batch_size
-    worker.__init__()  # type: ignore[misc]
-    return worker
-
-
-def warm_up(worker: Worker) -> None:
-    """Run its examples, one by one. Raises what they raise."""
-    examples = list(worker.multi_examples)
-    if not examples and worker.example is not None:
-        examples = [worker.example]
-    for example in examples:
-        is_item = worker.max_batch_size > 1 and not isinstance(example, list)
-        worker.forward([example] if is_item else example)
-
-
 class WorkerLoop:
     """Carries words between a broker, a `Session` and a `BatchRunner` until the session leaves."""
 
@@ -247,12 +231,13 @@ class WorkerLoop:
         self._poller.watch(pipe.fd)
         self._connect_at: float | None = monotonic()
         self._next: Run | None = None
+        self._unheard: list[Heard | LinkLost] = []  # came while `forward` ran, and waits for its end
         self._left: Leave | None = None
         self._owes_ready, self._is_ready = False, False
 
     def run(self) -> Leave:
         while self._left is None:
-            if self._next is None:
+            if self._next is None and not self._unheard:
                 self._poller.wait(self._line.patience(self._session.next_wakeup(), self._connect_at))
             self._listen()
             if self._next is not None and self._left is None:
@@ -270,13 +255,24 @@ class WorkerLoop:
             self._line.connect()
             events.append(Started())
         events += self._commands()
-        events += self._line.receive()
+        events += self._unheard + self._line.receive()
+        self._unheard.clear()
         if self._line.is_parking:
             self._line.flush()
             if self._line.is_overfull:
                 events.append(LinkLost())
         if events or self._next is None:
             self._handle(*(events or [Tick()]))
+
+    def _overhear(self) -> None:
+        """For user code that asks, while `forward` runs, whether it is still wanted: only a CANCEL counts at once. It
+        is kept all the same, because the TASKS that it is about may be among what waits."""
+        for event in self._line.receive():
+            kind = type(event.message) if isinstance(event, Heard) else None
+            if kind is not Heartbeat:  # a sign of life is of no use later
+                self._unheard.append(event)
+            if kind is Cancel:
+                self._handle(event)
 
     def _commands(self) -> list[SessionEvent]:
         lines = self._pipe.receive()
@@ -300,7 +296,7 @@ class WorkerLoop:
         lease, self._next = self._next, None
         assert lease is not None, "run was called without a lease"
         left = len(lease.columns.ids)
-        for finished in self._runner.run(lease, lambda: self._session.cancelled_running):
+        for finished in self._runner.run(lease, lambda: self._session.cancelled_running, self._overhear):
             self._handle(finished)
             left -= len(finished.rows)
             if left:
@@ -365,9 +361,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()  # what is there now stays; no collection need look at it again
     slate.write(0, Phase.IDLE)
+    ALARMS.install(document.stage.timeout_seconds, slate.ordered)
     runner = BatchRunner(worker, slate, retry=document.stage.retry)
     context, poller = Context(), Poller()
-    line = Line(context, document.endpoint, poller, document.settings.limits())
+    line = Line(context, document.endpoint, poller, document.settings.limits(), "worker")
     left = WorkerLoop(document.session(), runner, line, pipe, poller).run()
     log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()

@@ -36,6 +36,7 @@ __all__ = [
     "Router",
     "Sent",
     "check_library",
+    "is_in_use",
     "private_directory",
     "raise_file_limit",
     "stage_endpoint",
@@ -117,6 +118,21 @@ def private_directory(path: str = "") -> PrivateDirectory:
         os.close(lock)
         raise StartError(f"the socket directory {place} is in use by another zmesh; give another --path") from None
     return PrivateDirectory(place, lock, is_ours=is_ours)
+
+
+def is_in_use(path: str) -> bool:
+    """Whether a run has its sockets in this directory at the moment."""
+    try:
+        lock = os.open(Path(path) / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _own(place: Path) -> None:

@@ -377,7 +377,7 @@ _TABLE = [
     _form(14, messages.Exited, peer=_peer, stage=_text, worker_id=_u63, code=_exit_code, lease=_u64, phase=_phase,
           row=_u63, oom=_flag, reason=_long_text, failing=_flag),
     _form(15, messages.Kill, peer=_peer, lease=_u64, reason=_text, interrupt=_flag),
-    _form(17, messages.Drain, deadline_ms=_u63, reason=_text),
+    _form(17, messages.Drain, deadline_ms=_u63, reason=_text, host=_text),
     _form(18, messages.Goodbye, leases=_leases),
     _form(19, messages.Stats, snapshot=_long_text),
 ]  # fmt: skip

@@ -231,17 +231,23 @@ def _runs(request: Request, times: Times) -> Iterator[str]:
             yield f"began at {stage} {batches[-1].begin - request.done:.3f} s after its answer"
 
 
-def check_charges(history: History) -> Iterator[Violation]:
-    """The broker charges no death that nobody is to blame for; and an agent's children go with it."""
-    poisons = {request.nonce for request in history.requests.values() if request.how == "poison"}
-    ended_by_poison = sum(batch.end is None and not poisons.isdisjoint(batch.nonces) for batch in history.batches)
-    aborts = sum(fault.name == "abort-worker" for fault in history.faults)
+def charged_deaths(history: History) -> int:
+    """What all brokers of the run counted, as far as samples show."""
     charged, before = 0, Counter[str]()
     for sample in history.samples:
         for stage in sample.get("stages", ()):
             name = f"{sample['epoch']}/{stage['name']}"
             charged += max(0, stage["deaths"] - before[name])
             before[name] = max(before[name], stage["deaths"])
+    return charged
+
+
+def check_charges(history: History) -> Iterator[Violation]:
+    """The broker charges no death that nobody is to blame for; and an agent's children go with it."""
+    poisons = {request.nonce for request in history.requests.values() if request.how == "poison"}
+    ended_by_poison = sum(batch.end is None and not poisons.isdisjoint(batch.nonces) for batch in history.batches)
+    aborts = sum(fault.name == "abort-worker" for fault in history.faults)
+    charged = charged_deaths(history)
     if charged > ended_by_poison + aborts:
         at = history.samples[-1]["t"]
         known = f"there were {aborts} aborts and {ended_by_poison} poisoned batches"

@@ -19,6 +19,7 @@ from tests.proxy import Proxy
 
 APP = REPOSITORY / "tests" / "integration" / "apps" / "chaos_stages.py"
 LAYOUTS = ("run", "isolated", "hosts")
+FARM = "farm"  # like hosts, with two agents of workers and nothing between them and their broker
 ASK_SECONDS = 2.0
 HURRY_SECONDS = 0.2  # for the nemesis, who has a schedule to keep
 STAGES_MAX = 3
@@ -52,6 +53,8 @@ class TormentedMesh:
     real: int = 0
     seen: int = 0
     known: list[WorkerAt] = field(default_factory=list)
+    before: tuple[str, ...] = ()  # words before every command
+    popen: dict[str, Any] = field(default_factory=dict)  # how programs are started, if not as usual
 
     # ── what runs ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -61,11 +64,12 @@ class TormentedMesh:
         path = self.directory / f"{name}.log"
         with path.open("ab") as log:
             process = subprocess.Popen(
-                [*ZMESH, *map(str, command)],
+                [*self.before, *ZMESH, *map(str, command)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
                 env={**os.environ, **self.env},
+                **self.popen,
             )
         self.programs[name] = Program(process, path)
 
@@ -78,15 +82,17 @@ class TormentedMesh:
             case "isolated":
                 return {"head": ["run", APP, "--isolate-broker", *door, *times, *bounds]}
             case _:
+                workers: list[object] = ["worker", APP, "--connect", connect, *times]
                 return {
                     "broker": ["broker", APP, "--bind", bind, *times, *bounds],
                     "gateway": ["gateway", APP, "--connect", bind, *door, *times],
-                    "workers": ["worker", APP, "--connect", connect, *times],
+                    "workers": workers,
+                    **({"others": workers} if self.layout == FARM else {}),
                 }
 
     def agent(self, role: str) -> int:
         """The pid of the agent of the workers, the broker or the gateway."""
-        name = {"worker": "workers"}.get(role, role) if self.layout == "hosts" else "head"
+        name = {"worker": "workers"}.get(role, role) if self.layout in ("hosts", FARM) else "head"
         return self.programs[name].process.pid
 
     def child(self, role: str) -> int:
@@ -96,7 +102,7 @@ class TormentedMesh:
         return self._program_of("gateway").child("gateway")
 
     def _program_of(self, role: str) -> Program:
-        return self.programs[role if self.layout == "hosts" else "head"]
+        return self.programs[role if self.layout in ("hosts", FARM) else "head"]
 
     def processes(self) -> list[tuple[str, int]]:
         """Everything that runs now: role and pid."""
@@ -104,7 +110,7 @@ class TormentedMesh:
         for name, program in self.programs.items():
             found.append((f"agent of {name}", program.process.pid))
             try:
-                found += [(_role(pid), pid) for pid in children(program.process.pid)]
+                found += [(role_of(pid), pid) for pid in children(program.process.pid)]
             except OSError:
                 pass  # it ended a moment ago
         return found
@@ -157,7 +163,7 @@ class TormentedMesh:
     def stop(self) -> dict[str, int]:
         """Exit codes by program, from the outside in."""
         codes = {}
-        for name in ("gateway", "head", "workers", "broker"):
+        for name in ("gateway", "head", "workers", "others", "broker"):
             if name in self.programs:
                 codes[name] = self.programs[name].stop(seconds=60.0)
         return codes
@@ -170,7 +176,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def _role(pid: int) -> str:
+def role_of(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     return next(
         (role for word, role in ((b"zmesh.serving", "broker"), (b"gateway", "gateway")) if word in words), "worker"
@@ -179,14 +185,23 @@ def _role(pid: int) -> str:
 
 @contextmanager
 def tormented(
-    layout: str, directory: Path, env: dict[str, str], timeout_ms: int = 30_000, capacity: int = 1024
+    layout: str,
+    directory: Path,
+    env: dict[str, str],
+    timeout_ms: int = 30_000,
+    capacity: int = 1024,
+    before: tuple[str, ...] = (),
+    popen: dict[str, Any] | None = None,
 ) -> Iterator[TormentedMesh]:
-    """A mesh of that layout with its logs in `directory`; nothing is left of it."""
+    """A mesh of that layout with its logs in `directory`; nothing is left of it. `before` are words before each
+    command, and `popen` is for `subprocess.Popen`."""
     ports = free_ports(4 + 2 * STAGES_MAX)
-    mesh = TormentedMesh(layout, directory, ports, {**env, "CHAOS_DIR": str(directory)}, timeout_ms, capacity)
+    env = {**env, "CHAOS_DIR": str(directory)}
+    mesh = TormentedMesh(layout, directory, ports, env, timeout_ms, capacity, before=before, popen=popen or {})
     with ExitStack() as held:
+        mesh.real = mesh.seen = ports + 1
         if layout == "hosts":
-            mesh.real, mesh.seen = ports + 1, ports + 2 + STAGES_MAX
+            mesh.seen = ports + 2 + STAGES_MAX
             count = 1 + STAGES_MAX
             real, seen = range(mesh.real, mesh.real + count), range(mesh.seen, mesh.seen + count)
             mesh.proxy = held.enter_context(Proxy(seen, real))

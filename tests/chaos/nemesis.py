@@ -168,6 +168,8 @@ def in_short(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "kept": counters["kept_replies"],
         "kept_bytes": counters["kept_bytes"],
         "peers": counters["peers"],
+        "leases": counters["leases"],
+        "late_leases": counters["late_leases"],
         "stages": [
             {
                 "name": stage["name"],

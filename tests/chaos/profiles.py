@@ -26,7 +26,8 @@ from tests.chaos.faults import (
 
 @dataclass(frozen=True)
 class Profile:
-    """`faults` by name. `timeout` is of a request, in seconds; `service_ms` of a batch."""
+    """`faults` by name. `timeout` is of a request, in seconds; `service_ms` of a batch; `think` is what clients
+    leave between an answer and their next request, in seconds."""
 
     says: str
     faults: dict[str, Fault]
@@ -40,6 +41,7 @@ class Profile:
     hasty: float = 0.0
     fickle: float = 0.0
     wild_bursts: bool = False
+    think: float = 0.0
     minutes: float = 2.0
     during_share: float = 0.0  # of the speed before the faults, that must be left during them
 
@@ -103,6 +105,30 @@ PROFILES: dict[str, Profile] = {
         "workers killed with exponential gaps of a second on average",
         {"kill-exponential": KillWorker(1.0, is_random=True)},
         service_ms=50.0,
+    ),
+    # For a long time, see soak.py. Brokers live for ten minutes, so that one that fills up has the time to show it.
+    "soak": Profile(
+        "every fault now and then, at a moderate rate",
+        {
+            "kill-worker": KillWorker(15.0),
+            "kill-exponential": KillWorker(30.0, is_random=True),
+            "terminate-worker": TerminateWorker(30.0),
+            "abort-worker": AbortWorker(25.0, is_random=True),
+            "stop-worker": StopWorker(25.0, least=0.2, most=3.0),
+            "stop-agent": StopAgent(40.0, least=0.2, most=3.0),
+            "stop-broker": StopBroker(40.0, least=0.2, most=2.5),
+            "stop-gateway": StopGateway(50.0, least=0.2, most=1.5),
+            "kill-broker": KillBroker(600.0, first=600.0),
+            "overload": Overload(60.0, least=1.0, most=3.0),
+            "poison": Poison(30.0),
+            "slow-first": SlowFirst(40.0, least=1.0, most=2.0),
+        },
+        routes=("double", "once"),
+        capacity=256,
+        hasty=1.0,
+        fickle=0.5,
+        think=0.2,
+        minutes=30.0,
     ),
     "poison": POISONED,
     "poison-one": replace(POISONED, says="a fresh poison every 2 s for one worker", workers=1),

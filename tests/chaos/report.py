@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tests.chaos.checker import ECHO_SECONDS, INVARIANTS, Times, Violation
+from tests.chaos.checker import ECHO_SECONDS, INVARIANTS, Times, Violation, charged_deaths
 from tests.chaos.checker_mesh import baseline, best_of, rates
 from tests.chaos.history import History
 
@@ -35,7 +35,8 @@ def summary(history: History) -> list[str]:
     runs = Counter((nonce, batch.stage) for batch in history.batches for nonce in batch.nonces)
     faults = Counter(fault.name for fault in history.faults)
     phases = history.phases
-    answered = ", ".join(f"{count} answered {status}" for status, count in sorted(statuses.items()))
+    shown = {200: 0, 500: 0, **statuses}
+    answered = ", ".join(f"{count} answered {status}" for status, count in sorted(shown.items()))
     hit = ", ".join(f"{count} {name}" for name, count in sorted(faults.items()))
     lines = [
         f"{len(history.requests)} requests: {answered}, {left} left by their client, "
@@ -43,6 +44,7 @@ def summary(history: History) -> list[str]:
         f"faults: {hit or 'none'}; {history.missed} times nobody was there to hit",
         f"executions: {len(history.batches)} batches; {sum(count > 1 for count in runs.values())} requests were run "
         f"more than once at a stage, at most {max(runs.values(), default=0)} times",
+        f"deaths charged to what ran: {charged_deaths(history)}",
     ]
     if waits:
         p50, p99 = (waits[min(len(waits) - 1, int(len(waits) * share))] for share in (0.5, 0.99))

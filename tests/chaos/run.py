@@ -114,6 +114,7 @@ def torment(
                 "hasty": profile.hasty,
                 "fickle": profile.fickle,
                 "wild_bursts": profile.wild_bursts,
+                "think": profile.think,
             }
         )
         nemesis = Nemesis(mesh, journal, profile.faults, load.command)

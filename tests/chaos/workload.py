@@ -42,6 +42,7 @@ class Load:
     hasty_seconds: float = 0.5
     fickle: float = 0.0
     wild_bursts: bool = False  # clients of a burst are hasty and fickle too
+    think: float = 0.0  # seconds between an answer and the next request
 
 
 @dataclass
@@ -101,7 +102,7 @@ class Client(asyncio.Protocol):
             self.transport.close()
 
     def next(self) -> None:
-        if self.transport is None:
+        if self.transport is None or self.nonce is not None or self.transport.is_closing():
             return
         if self.swarm.stopping or monotonic() > self.until:
             self.finish()
@@ -147,6 +148,8 @@ class Client(asyncio.Protocol):
                 return
             body = self.buffer[end + 4 : end + 4 + length]
             self.buffer = self.buffer[end + 4 + length :]
+            if _header(head, b"connection") == b"close" and self.transport is not None:
+                self.transport.close()  # and connect again; what is sent on it now would be lost by right
             self.answered(int(head[9:12]), _header(head, b"x-request-id"), body)
 
     def answered(self, status: int, request_id: bytes, body: bytes) -> None:
@@ -161,8 +164,9 @@ class Client(asyncio.Protocol):
         told.refused += status != 200
         told.waits.append(now - self.sent)
         told.longest = max(told.longest, now - self.sent)
-        if status in (429, 503):
-            self.swarm.later(REFUSED_SECONDS, self.next)
+        pause = max(self.swarm.load.think, REFUSED_SECONDS if status in (429, 503) else 0.0)
+        if pause:
+            self.swarm.later(pause, self.next)
         else:
             self.next()
 

@@ -208,6 +208,33 @@ def test_a_stage_that_never_starts_is_served_around_if_asked_for():
         assert mesh.stop() == 0
 
 
+def test_a_worker_that_dies_before_it_has_done_anything_is_started_again_ever_more_rarely():
+    with running(APP, "--stage", "Moody:1", "--stage", "Other:1", "--timeout", "30000") as mesh:
+        pattern = re.compile(r"Moody/1 ended: exit code 7; it is started again (?:at once|in ([\d.]+) s)")
+        while len(pattern.findall(mesh.log())) < 4:  # each such request costs two of them
+            assert mesh.post("/moody", b'{"die": 7}').status == 500
+            assert mesh.post("/other", b'{"a": 1}').status == 200
+        waits = [float(seconds or 0) for seconds in pattern.findall(mesh.log())[:4]]
+        assert waits == [pytest.approx(due, rel=0.2, abs=0.06) for due in (0, 0.1, 0.5, 2)]
+        assert mesh.stop() == 0
+
+
+def test_a_stage_whose_workers_end_too_often_is_failing_and_the_rest_lives():
+    with running(APP, "--stage", "Moody:1", "--stage", "Other:1", "--restarts-per-minute", "1") as mesh:
+        os.kill(first := ask(mesh)["pid"], signal.SIGKILL)
+        os.kill(second := ask(mesh)["pid"], signal.SIGKILL)
+        assert first != second
+        wait_until(lambda: any(stage["failing"] for stage in mesh.mesh()["stages"]), 5, "the stage to be failing")
+        answer = mesh.post("/moody", b"{}")
+        why = "stage Moody does not start: its workers ended more than 1 times within a minute, the last by SIGKILL"
+        assert (answer.status, answer.headers["retry-after"]) == (503, "30")
+        assert answer.body.decode() == f"service unavailable: {why}"
+        assert mesh.post("/other", b'{"a": 1}').status == 200
+        shown = subprocess.run([*ZMESH, "status", mesh.url], capture_output=True, text=True, check=True)
+        assert shown.stdout.splitlines()[-1] == why
+        assert mesh.stop() == 0
+
+
 def finished(*arguments: str) -> tuple[int, list[str]]:
     ended = subprocess.run([*ZMESH, "run", str(APP), *arguments], capture_output=True, timeout=20, check=False)
     return ended.returncode, ended.stderr.decode().strip().splitlines()

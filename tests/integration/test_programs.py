@@ -1,30 +1,13 @@
 """Each program of a mesh on its own: started in any order, stopped under load, replaced, and refused."""
 
-import json
 import signal
-import threading
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Answer, closed_loop, wait_until
+from tests.harness import wait_until
 from tests.hosts import Host, free_ports, loopback_hosts
-
-APP = Path(__file__).parent / "apps" / "two_stages.py"
-Answers = list[tuple[int, int, Answer]]
-
-
-def doubled(client: int, number: int) -> tuple[str, bytes]:
-    return "/double", json.dumps({"nonce": client * 1_000_000 + number}).encode()
-
-
-def assert_all_right(answers: Answers, log: str) -> None:
-    assert answers
-    for client, number, answer in answers:
-        nonce = client * 1_000_000 + number
-        assert answer.status == 200, f"{answer}\n{log[-3000:]}"
-        assert answer.json() == {"nonce": nonce, "answer": 2 * nonce + 1}
+from tests.load import APP, assert_all_right, doubled, under_load
 
 
 def stages(host: Host, port: int) -> list[dict[str, Any]]:
@@ -33,37 +16,6 @@ def stages(host: Host, port: int) -> list[dict[str, Any]]:
 
 def workers(host: Host, port: int) -> list[int]:
     return [len(stage["workers"]) for stage in stages(host, port)]
-
-
-def under_load(port: int, act: Callable[[], object], clients: int = 32) -> Answers:
-    """What the clients got while `act` ran, and a little before and after it."""
-    over, failures = threading.Event(), list[BaseException]()
-    served = threading.Semaphore(0)
-
-    def actor() -> None:
-        try:
-            for _ in range(10 * clients):
-                assert served.acquire(timeout=30), "nothing is served"
-            act()
-            for _ in range(10 * clients):
-                assert served.acquire(timeout=30), "nothing is served after it"
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            over.set()
-
-    def body(client: int, number: int) -> tuple[str, bytes]:
-        if number:
-            served.release()
-        return doubled(client, number)
-
-    thread = threading.Thread(target=actor, daemon=True)
-    thread.start()
-    answers = closed_loop(port, clients, body, over.is_set)
-    thread.join(60)
-    if failures:
-        raise failures[0]
-    return answers
 
 
 def test_a_host_of_workers_leaves_under_load_and_another_one_takes_over() -> None:

@@ -25,6 +25,7 @@ from tests.simulation.network import name_of
 from zmesh.core import events, invariants
 from zmesh.core.effects import DispatcherEffect, Run, Send
 from zmesh.core.events import Address, DispatcherEvent, Heard
+from zmesh.core.tasks import TaskState
 from zmesh.messages import Cancel, Kill, Payload, Phase, Reply, Results, State, Status, Tasks
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ HEDGE_SLACK_SECONDS = 0.5  # a lease is as much older than its run: the way to t
 CHECK_EVERY = 16  # turns of a broker between two looks at everything
 CLOSED_SESSIONS_MAX = STRUCK_MAX = 1024
 RETURNS_EXTRA = 1
+MIDWAY_BYTES_PLENTY = 2**20  # no simulation has so much
 OK, TIMEOUT, SHED, INTERNAL = int(Status.OK), int(Status.TIMEOUT), int(Status.SHED), int(Status.INTERNAL)
 POISONED, UNAVAILABLE, TOO_LARGE = int(Status.POISONED), int(Status.UNAVAILABLE), int(Status.TOO_LARGE)
 CHARGED = (-11, -6, 1)  # exit codes that somebody is blamed for
@@ -106,6 +108,7 @@ class Checks:
             if type(effect) is Send:
                 if type(effect.message) is Tasks:
                     self._given(broker, effect.address, effect.message)
+                    self._check_midway(broker, effect.message)
                 elif type(effect.message) is Reply:
                     self._replied(broker, effect.message)
 
@@ -143,12 +146,26 @@ class Checks:
                 if not connection.is_whole:
                     owner.hurt()
 
+    def _check_midway(self, broker: Broker, tasks: Tasks) -> None:
+        """Nothing is begun while too much waits beyond it. What waits only gets less while work is handed out, so what
+        is left at the end of the turn was there all the time."""
+        mesh = broker.dispatcher.mesh
+        if mesh.limits.midway_bytes_max >= MIDWAY_BYTES_PLENTY or mesh.leases[tasks.lease].suspect:
+            return
+        waiting = [task for task in mesh.tasks.values() if task.state in (TaskState.QUEUED, TaskState.SUSPECT)]
+        for task in mesh.leases[tasks.lease].tasks:
+            beyond = sum(other.size for other in waiting if other.hop > task.hop)
+            may_go = task.is_last_hop or beyond <= mesh.limits.midway_bytes_max
+            self.expect(may_go, f"{task.id} is given out with {beyond} bytes beyond its step", self.by_id[task.id])
+
     def broker_turned(self, broker: Broker) -> None:
         """After every turn of a broker."""
         self._see_failing(broker)
         mesh, now = broker.dispatcher.mesh, self.world.now
         for stage in mesh.stages:
-            if stage.crew.idle and stage.queue.waiting and stage.failing is None:
+            if stage.crew.idle and stage.queue.waiting > stage.queue.available:
+                self.hits["midway: a step is withheld from an idle worker"] += 1
+            if stage.crew.idle and stage.queue.available and stage.failing is None:
                 worker = stage.crew.longest_idle()
                 assert worker is not None
                 wait = (
@@ -156,7 +173,9 @@ class Checks:
                 )  # twice, since what was held back comes to the front, whoever is older
                 latest = max(stage.queue.oldest(), worker.idle_since) + 2 * wait + 1e-6
                 asked = stage.wake is not None and stage.wake <= latest
-                self.expect(asked, f"I12: {stage.queue.waiting} tasks of {stage.plan.name} wait beside an idle worker")
+                self.expect(
+                    asked, f"I12: {stage.queue.available} tasks of {stage.plan.name} wait beside an idle worker"
+                )
             is_failing = stage.failing is not None
             if is_failing and not self._was_failing.get(stage.plan.name):
                 said = self._said_failing.get(stage.plan.name)

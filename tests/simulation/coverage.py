@@ -31,6 +31,8 @@ TABLES: dict[str, dict[Enum, dict[Enum, Enum]]] = {
     "contact": contact.STEPS,  # type: ignore[dict-item]
 }
 
+OTHERS = ["midway: a step is withheld from an idle worker"]
+
 # What cannot happen, however bad the luck, and why.
 IMPOSSIBLE = {
     "presence: EXITING EXIT": "a repeated EXITED is acknowledged and changes nothing: the first one decides",
@@ -56,7 +58,7 @@ def everything() -> list[str]:
         for row, columns in content.items()
         for column in columns
     ]
-    return words + rows + ORDERS
+    return words + rows + OTHERS + ORDERS
 
 
 def missing(hits: Counter[str]) -> list[str]:

@@ -87,6 +87,7 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
         queue_tasks_max=dice.choice((64, 128, 256)),
         late_leases_max=dice.choice((4, 64, 1024)),
         peers_max=peers + dice.choice((0, 2, 1000, 1000, 1000)),
+        midway_bytes_max=Random(f"{seed} midway").choice((0, 60, 300, 256 * MIB)),
         answer_bytes_max=dice.choice((400, 400, 1500, 6000, 64 * MIB)),
         frame_bytes_max=256 * KIB,
         message_rows_max=dice.choice((5, 20)) if small else 4096,

@@ -17,6 +17,7 @@ from tests.simulation.simulation import Failed, Report, run
 from tests.simulation.sweep import sweep
 from zmesh.core import outcomes
 from zmesh.core.link import Link
+from zmesh.core.midway import Midway
 from zmesh.core.session import Session
 from zmesh.core.stages import StageRecord
 from zmesh.core.workers import Crew, Lease, Worker
@@ -114,6 +115,20 @@ def cancels_are_not_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "_cancel", lambda session, ids: None)
 
 
+def nothing_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Midway, "withholds", lambda midway, hop: False)
+
+
+def who_was_withheld_is_not_awoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = Midway.remove
+
+    def forgetful(midway: Midway, hop: int, size: int) -> None:
+        remove(midway, hop, size)
+        midway.fell = False
+
+    monkeypatch.setattr(Midway, "remove", forgetful)
+
+
 @pytest.mark.parametrize(
     ("plant", "word"),
     [
@@ -122,6 +137,8 @@ def cancels_are_not_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
         (suspects_wait_for_ever, "I7"),
         (results_are_never_acknowledged, "I7"),
         (cancels_are_not_heeded, "I11"),
+        (nothing_is_withheld, "beyond its step"),
+        (who_was_withheld_is_not_awoken, "I12"),
     ],
 )
 def test_a_planted_mistake_is_caught(

@@ -86,6 +86,9 @@ class Scene:
         statuses = dict.fromkeys(numbers(bad or ""), Status[status]) if status else {}
         return self.worker(name).finishes(int(lease), *numbers(rows or ""), statuses=statuses)
 
+    def finishes_with(self, name: str, lease: str, size: str) -> DispatcherEvent:
+        return self.worker(name).finishes(int(lease), payload=bytes(int(size)))
+
     def finishes_of_old(self, name: str, ids: str) -> DispatcherEvent:
         return self.worker(name).finishes_of_old(*numbers(ids))
 
@@ -154,6 +157,7 @@ WHEN: dict[str, Callable[..., DispatcherEvent]] = {
     r"(\w+) grants credit (\d+)": Scene.grants,
     r"(\w+) drains": Scene.drains,
     rf"(\w+) finishes lease (\d+)(?:, rows? {IDS})?(?:, with (\w+) for rows? {IDS})?": Scene.finishes,
+    r"(\w+) finishes lease (\d+) with (\d+) bytes each": Scene.finishes_with,
     rf"(\w+) finishes what the former broker gave it: {IDS}": Scene.finishes_of_old,
     rf"(\w+) reports that (\w+) died of {CAUSE}(?:, running lease (\d+))?": Scene.reports,
     r"(\w+) cannot be reached": Scene.is_unreachable,

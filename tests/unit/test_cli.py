@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from zmesh import __version__
-from zmesh.cli import main, parse_known, table
+from zmesh.cli import main, parse_known
 from zmesh.config import OPTIONS, Plan
 from zmesh.errors import UsageError
 from zmesh.loader import current_verb
+from zmesh.status import table
 
 APP = """
     import sys
@@ -95,7 +96,7 @@ def in_a_process(*args: str, **variables: str) -> subprocess.CompletedProcess[st
 def test_help_shows_the_verbs_of_today(zmesh: Zmesh):
     code, out, _ = zmesh("--help")
     assert code == 0
-    verbs = ("run", "worker", "broker", "gateway", "check", "status", "version")
+    verbs = ("run", "worker", "broker", "gateway", "check", "status", "drain", "version")
     assert [verb for verb in verbs if f"\n  {verb} " not in out] == []
 
 
@@ -328,6 +329,19 @@ def test_status_is_a_table_of_stages_workers_and_routes(zmesh: Zmesh, answering:
         ROUTE       STAGES          READY
         /inference  Double → Empty  no
         """)
+
+
+def test_status_shows_the_end_of_the_traceback_of_a_failing_stage(zmesh: Zmesh, answering: Callable[[int, bytes], str]):
+    lines = [f"line {number}" for number in range(14)]
+    failing = {"name": "Double", "failing": "stage Double does not start: KeyError: 'x'", "traceback": "\n".join(lines)}
+    plain = {"name": "Plain", "failing": "stage Plain does not start: SIG\x1bKILL", "traceback": "SIGKILL"}
+    snapshot = {"stages": [failing, plain, {"name": "Well", "failing": None, "traceback": ""}]}
+    code, out, _ = zmesh("status", answering(200, json.dumps(snapshot).encode()))
+    assert code == 0
+    _, _, told = out.partition("ROUTE  STAGES  READY\n\n")
+    shown = ["… 2 lines more with -o json", *lines[2:]]
+    expected = [failing["failing"], *(f"  {line}" for line in shown), "", "stage Plain does not start: SIG?KILL", ""]
+    assert told == "\n".join(expected)
 
 
 def test_status_as_json_is_what_the_mesh_said(zmesh: Zmesh, answering: Callable[[int, bytes], str]):

@@ -174,3 +174,84 @@ def test_a_connection_on_which_nothing_comes_ends_after_the_keep_alive_time():
             assert await reader.read() == b""
 
     run(test)
+
+
+# What follows an answer
+
+
+class Refuser(App):
+    """Answers before it has read anything."""
+
+    def __init__(self, body: bytes = b"no") -> None:
+        super().__init__()
+        self.body, self.asked = body, 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += 1
+        headers = [(b"content-length", b"%d" % len(self.body))]
+        await send({"type": "http.response.start", "status": 429, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+def test_a_body_that_comes_after_its_answer_is_dropped_and_the_connection_goes_on():
+    async def test() -> None:
+        app = Refuser()
+        async with connected(app) as (reader, writer):
+            for size in (2, 100_000):
+                head = b"POST /x HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n" % size
+                writer.write(head)
+                assert await answer(reader) == (429, b"no")
+                writer.write(bytes(size))
+                writer.write(head + bytes(size))
+                assert await answer(reader) == (429, b"no")
+            assert app.asked == 4
+
+    run(test)
+
+
+@pytest.mark.parametrize("rest", [b"{", b"{}"])
+def test_the_rest_of_an_answered_body_has_the_time_of_an_idle_connection(rest: bytes):
+    async def test() -> None:
+        async with connected(Refuser(), keep_alive=0.05) as (reader, writer):
+            writer.write(GOOD[:-2])
+            assert await answer(reader) == (429, b"no")
+            writer.write(rest)
+            assert await reader.read() == b""
+
+    run(test)
+
+
+@pytest.mark.parametrize("header", [b"", b"connection: close\r\n"])
+def test_who_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch, header: bytes):
+    monkeypatch.setattr(connection, "READER_SECONDS", 0.02)
+
+    async def test() -> None:
+        app = Refuser(bytes(30_000_000))
+        async with connected(app) as (reader, writer):
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(GOOD.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n"))
+            await until(lambda: app.asked)
+            await until(lambda: not app.connections[0].connections)  # uvicorn's set of those that live
+
+    run(test)
+
+
+def test_who_takes_an_answer_slowly_is_not_cut_off(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "READER_SECONDS", 60.0)
+
+    async def test() -> None:
+        app = Refuser(bytes(30_000_000))
+        async with connected(app) as (reader, writer):
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(GOOD)
+            await until(lambda: app.connections and app.connections[0]._reader)
+            (one,) = app.connections
+            await until(one.transport.get_write_buffer_size)
+            one._look_at_reader(one.transport.get_write_buffer_size() + 1)  # it took a byte since the last look
+            assert one._reader is not None
+            reader._transport.resume_reading()  # type: ignore[attr-defined]
+            assert await answer(reader) == (429, bytes(30_000_000))
+            one._look_at_reader(1)
+            assert one._reader is None, "all of it was taken"
+
+    run(test)

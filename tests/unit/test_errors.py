@@ -17,6 +17,7 @@ from zmesh import errors
         (errors.EncodingError, 500, "encoding error"),
         (errors.ValidationError, 422, "request validation error"),
         (errors.ForwardTimeout, 408, "request timeout"),
+        (errors.ForwardCancelled, 499, "cancelled"),
     ],
 )
 def test_an_error_with_a_text_is_described_by_its_status_its_prefix_and_the_text(kind, status, prefix):

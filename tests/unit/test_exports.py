@@ -24,6 +24,7 @@ PUBLIC = [
     "ValidationError",
     "Worker",
     "__version__",
+    "current_task",
     "get_logger",
 ]
 
@@ -60,6 +61,7 @@ def test_the_version_is_that_of_the_distribution():
         ("import zmesh", {"fastapi", "uvicorn", "zmq", "click", "json", "dataclasses", "typing_extensions"}),
         ("from zmesh import Server, get_logger, ClientError", {"fastapi", "uvicorn", "zmq", "click"}),
         ("from zmesh import Worker, SSEWorker", {"fastapi", "uvicorn", "zmq", "click"}),
+        ("from zmesh import current_task", {"fastapi", "uvicorn", "zmq", "click", "asyncio"}),
         ("import zmesh.stage, zmesh.worker", {"fastapi", "starlette", "pydantic", "uvicorn", "click", "asyncio"}),
         ("import zmesh.loader", {"fastapi", "uvicorn", "zmq", "click"}),
         ("import zmesh.cli", {"fastapi", "uvicorn", "zmq", "asyncio", "urllib.request", "msgpack", "numpy"}),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from fastapi import Depends, FastAPI, Response
 
-from zmesh import answers, inference, linkage
+from zmesh import answers, asgi, door, inference, linkage
 from zmesh.answers import SERVER, VERSION, http_status_of, text_of
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
 from zmesh.errors import StartError
@@ -77,7 +79,7 @@ class FakeBroker:
         self.outcome = outcome
         self.snapshot: dict[str, Any] | None = READY
         self.welcomes = True
-        self.opened = self.closed = self.asked = 0
+        self.opened = self.closed = self.asked = self.breathed = 0
         self.submits: list[Submit] = []
         self.cancelled: list[TaskId] = []
         self._hear: Callable[[SessionId, Message], None] = lambda session, message: None
@@ -89,6 +91,9 @@ class FakeBroker:
 
     def close(self) -> None:
         self.closed += 1
+
+    def breathe(self) -> None:
+        self.breathed += 1
 
     def send(self, session: SessionId, message: Message) -> None:
         match message:
@@ -353,32 +358,270 @@ def test_429_and_503_say_when_to_come_again():
     assert "retry-after" not in answer_to(lambda: Client(b"x"), (Status.INTERNAL, b""))[0].headers
 
 
+async def overloaded(broker: FakeBroker, clock: Clock, waiting: int = 9, **settings: Any) -> Gateway:
+    """A gateway that has just been told that /inference is full: so many wait there, and 2 are answered a second."""
+    gateway = await joined(broker, Settings(timeout=600_000, **settings), clock=clock)
+    await keep_waiting(gateway, broker, 1)
+    gateway.inference.sweep()
+    broker.outcome = (Status.OK, b"result")
+    for _ in range(4):
+        await Client(b"x").ask(gateway.inference)
+    clock.now += 2
+    gateway.inference.sweep()
+    await keep_waiting(gateway, broker, waiting - 1)
+    broker.outcome = (Status.SHED, b"the queue of Resize is full (8 tasks)")
+    assert (await Client(b"x").ask(gateway.inference)).status == 429
+    return gateway
+
+
+async def keep_waiting(gateway: Gateway, broker: FakeBroker, count: int) -> None:
+    broker.outcome, before = None, len(broker.rows)
+    ASKING.extend(Client(b"x").start(gateway.inference) for _ in range(count))
+    await until(lambda: len(broker.rows) == before + count)
+
+
+ASKING: list[asyncio.Task[Client]] = []  # of this test
+
+
+@pytest.fixture(autouse=True)
+def nobody_asks_yet() -> None:
+    ASKING.clear()
+
+
+async def closed(gateway: Gateway) -> None:
+    """Whoever still waits gets its answer, and then it is over."""
+    gateway.inference.expire()
+    await asyncio.gather(*ASKING)
+    ASKING.clear()
+    gateway.link.close()
+
+
 def test_retry_after_is_what_waits_divided_by_the_rate_of_answers():
     async def main() -> None:
         broker, clock = FakeBroker(), Clock()
-        gateway = await joined(broker, Settings(timeout=600_000), clock=clock)
-        door = gateway.inference
+        gateway = await overloaded(broker, clock)
 
         async def retry_after() -> str:
-            broker.outcome = (Status.SHED, b"full")
-            return (await Client(b"x").ask(door)).headers["retry-after"]
+            clock.now += 0.1
+            return (await Client(b"x").ask(gateway.inference)).headers["retry-after"]
 
-        for _ in range(4):
-            await Client(b"x").ask(door)
-        clock.now += 2
-        door.sweep()  # 4 answers in 2 seconds
-        broker.outcome = None
-        waiting = [Client(b"x").start(door) for _ in range(9)]
-        await until(lambda: len(broker.rows) == 13)
         assert await retry_after() == "5"
         clock.now += 9
-        door.sweep()
+        gateway.inference.sweep()
         assert await retry_after() == "5", "a slow model may answer nothing for a while"
         clock.now += 1
-        door.sweep()
+        gateway.inference.sweep()
         assert await retry_after() == "60", "nothing is answered any more"
-        door.expire()
-        await asyncio.gather(*waiting)
+        await closed(gateway)
+
+    run(main())
+
+
+# A full route is refused for a moment without asking.
+
+
+def an_upload(size: int, **headers: str) -> Client:
+    client = Client(bytes(size), headers={"content-length": str(size), **headers})
+    client.gone.set()
+    return client
+
+
+def test_after_a_429_its_route_is_refused_unread_for_a_moment_with_the_same_words():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await overloaded(broker, clock)
+        broker.outcome, before = (Status.OK, b"result"), len(broker.rows)
+        refused = await an_upload(100).ask(gateway.inference)
+        assert (refused.status, refused.text) == (429, "too many requests: the queue of Resize is full (8 tasks)")
+        assert refused.headers["retry-after"] == "5"
+        assert refused.received == 0, "its body is not read"
+        assert "connection" not in refused.headers, "so small a body is dropped as it comes"
+        clock.now += 0.099
+        assert (await an_upload(100).ask(gateway.inference)).status == 429
+        assert len(broker.rows) == before
+        clock.now += 0.002
+        assert (await an_upload(100).ask(gateway.inference)).status == 200
+        assert gateway.counts.answers[429, "/inference"] == 3
+        await closed(gateway)
+
+    run(main())
+
+
+def test_other_routes_are_not_refused_with_it():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await overloaded(broker, clock)
+        broker.outcome = (Status.OK, b"result")
+        assert (await Client(b"x", path="/label", headers={"content-length": "1"}).ask(gateway.inference)).status == 200
+        await closed(gateway)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        lambda: an_upload(inference.DROPPED_BYTES_MAX + 1),
+        lambda: an_upload(5, expect="100-continue"),
+    ],
+)
+def test_after_a_large_body_or_one_that_was_asked_about_the_connection_ends(client: Callable[[], Client]):
+    async def main() -> None:
+        gateway = await overloaded(FakeBroker(), Clock())
+        refused = await client().ask(gateway.inference)
+        assert (refused.status, refused.headers["connection"]) == (429, "close")
+        assert refused.received == 1, "dropped after the answer"
+        await closed(gateway)
+
+    run(main())
+
+
+def test_a_body_of_unknown_length_is_read_before_it_is_refused():
+    async def main() -> None:
+        broker = FakeBroker()
+        gateway = await overloaded(broker, Clock())
+        before = len(broker.rows)
+        refused = await Client(b"one ", b"two").ask(gateway.inference)
+        assert (refused.status, refused.received) == (429, 2)
+        assert "connection" not in refused.headers
+        assert len(broker.rows) == before
+        await closed(gateway)
+
+    run(main())
+
+
+def test_before_a_rate_was_measured_every_request_is_asked_about():
+    async def main() -> None:
+        broker = FakeBroker((Status.SHED, b"full"))
+        gateway = await joined(broker)
+        for _ in range(3):
+            assert (await an_upload(1).ask(gateway.inference)).status == 429
+        assert len(broker.rows) == 3
+        gateway.link.close()
+
+    run(main())
+
+
+def test_the_broker_is_let_in_between_many_requests_of_one_turn_of_the_loop():
+    async def main() -> None:
+        broker, clock = FakeBroker(None), Clock()
+        gateway = await joined(broker, clock=clock)
+
+        def slow() -> float:
+            clock.now += 0.002  # each look at the clock, and there are two in a request
+            return clock.now
+
+        gateway.inference._clock = slow
+        ASKING.extend(an_upload(1).start(gateway.inference) for _ in range(8))
+        await asyncio.sleep(0)
+        assert len(ASKING) == 8
+        assert broker.breathed == 3
+        assert len(broker.rows) == 6, "what came before it was submitted already"
+        await until(lambda: len(broker.rows) == 8)
+        for _ in range(8):
+            ASKING.append(an_upload(1).start(gateway.inference))
+            await until(lambda: len(broker.rows) == len(ASKING))
+        assert broker.breathed == 3, "turns of one request each need no pause"
+        gateway.inference._clock = clock
+        await closed(gateway)
+
+    run(main())
+
+
+# What a gateway holds is bounded.
+
+
+def bounded(monkeypatch: pytest.MonkeyPatch, **bounds: int) -> None:
+    limits = Settings.limits
+    monkeypatch.setattr(Settings, "limits", lambda settings: replace(limits(settings), **bounds))
+
+
+@pytest.mark.parametrize("welcomes", [True, False])
+def test_more_requests_than_a_mesh_may_hold_are_refused_though_no_broker_is_there(monkeypatch, welcomes: bool):
+    bounded(monkeypatch, mesh_tasks_max=2)
+
+    async def main() -> None:
+        broker = FakeBroker(None)
+        broker.welcomes = welcomes
+        gateway = Gateway(PLAN, Settings(), broker)
+        gateway.link.start()
+        ASKING.extend(Client(b"x").start(gateway.inference) for _ in range(2))
+        await until(lambda: gateway.link.pending == 2)
+        for client in (an_upload(1), Client(b"x")):
+            refused = await client.ask(gateway.inference)
+            assert (refused.status, refused.text) == (429, "too many requests: the gateway is full (2 requests)")
+            assert refused.headers["retry-after"] == "1"
+        await closed(gateway)
+        assert gateway.inference._bytes == 0
+
+    run(main())
+
+
+def test_more_bytes_than_a_mesh_may_hold_are_refused_unread_or_as_soon_as_they_are_too_many(monkeypatch):
+    bounded(monkeypatch, mesh_bytes_max=10)
+    full = "too many requests: the gateway is full (10 bytes)"
+
+    async def main() -> None:
+        broker = FakeBroker(None)
+        gateway = await joined(broker)
+        large = Client(bytes(20), headers={"content-length": "20"})
+        ASKING.append(large.start(gateway.inference))
+        await until(lambda: len(broker.rows) == 1)
+        assert not large.is_answered, "one is taken whatever its size: its body was bounded already"
+        broker.reply(broker.submits[0].columns.ids, Status.OK, b"result")
+        await asyncio.gather(*ASKING)
+        ASKING.append(Client(bytes(6)).start(gateway.inference))
+        await until(lambda: len(broker.rows) == 2)
+        refused = await an_upload(5).ask(gateway.inference)
+        assert (refused.status, refused.text, refused.received) == (429, full, 0)
+        refused = await Client(b"abc", b"de", b"f").ask(gateway.inference)
+        assert (refused.status, refused.text, refused.headers["connection"]) == (429, full, "close")
+        assert refused.received == 3, "the rest is dropped"
+        ASKING.append(Client(b"abcd", headers={"content-length": "4"}).start(gateway.inference))
+        await until(lambda: len(broker.rows) == 3)
+        await closed(gateway)
+        assert gateway.inference._bytes == 0
+
+    run(main())
+
+
+# A body that ended workers is not tried again for a while.
+
+
+POISONED = (Status.POISONED, b"worker died")
+
+
+def test_a_body_that_ended_workers_gets_the_same_answer_again_without_being_tried(caplog):
+    async def main() -> None:
+        broker, clock = FakeBroker(POISONED), Clock()
+        gateway = await joined(broker, clock=clock)
+        first = await Client(b"poison").ask(gateway.inference)
+        again = await Client(b"poison").ask(gateway.inference)
+        assert (first.status, first.text) == (again.status, again.text)
+        assert (again.status, again.text) == (500, "inference internal error: worker died")
+        assert len(broker.rows) == 1
+        assert hashlib.sha256(b"poison").hexdigest() in caplog.text
+        broker.outcome = (Status.OK, b"result")
+        assert (await Client(b"poisof").ask(gateway.inference)).status == 200, "another body"
+        assert (await Client(b"poison", path="/label").ask(gateway.inference)).status == 200, "another route"
+        clock.now += door.DENIED_SECONDS
+        assert (await Client(b"poison").ask(gateway.inference)).status == 200, "its time is over"
+        gateway.link.close()
+
+    run(main())
+
+
+def test_a_stage_that_fails_clears_those_it_blamed():
+    async def main() -> None:
+        broker = FakeBroker(POISONED)
+        gateway = await joined(broker)
+        await Client(b"poison").ask(gateway.inference)
+        await Client(b"poison", path="/label").ask(gateway.inference)
+        broker.outcome = (Status.UNAVAILABLE, b"stage Resize does not start: no GPU")
+        assert (await Client(b"x").ask(gateway.inference)).status == 503
+        broker.outcome = (Status.OK, b"result")
+        assert (await Client(b"poison").ask(gateway.inference)).status == 200
+        assert (await Client(b"poison", path="/label").ask(gateway.inference)).status == 500, "a route by itself"
         gateway.link.close()
 
     run(main())
@@ -442,7 +685,7 @@ def test_a_body_of_just_the_limit_is_taken():
 
 
 def test_the_rest_of_a_refused_upload_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(inference, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(asgi, "LINGER_SECONDS", 0.01)
     asked, _ = answer_to(lambda: Client(b"12345", finishes=False), max_request_size=4)
     assert asked.status == 413
 

@@ -1,7 +1,5 @@
 """What an agent needs of its host: the stages asked for, the HTTP socket, the words at the terminal, memory kills."""
 
-import os
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 from zmesh.addresses import listen
 from zmesh.config import Plan, RoutePlan, StagePlan
 from zmesh.errors import StartError
-from zmesh.hosting import Signals, announcement, chosen_stages, curl_data
+from zmesh.hosting import announcement, chosen_stages, curl_data
 from zmesh.processes import OutOfMemoryKills, signal_name
 
 DECODE = StagePlan(
@@ -113,20 +111,6 @@ def test_a_short_text_example_is_in_the_line_itself(tmp_path: Path):
 )
 def test_an_end_in_words(code: int, words: str):
     assert signal_name(code) == words
-
-
-# ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_signals_are_read_in_order_and_the_former_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with Signals() as signals:
-        assert signals.take() == []
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.take() == [signal.SIGTERM, signal.SIGINT]
-        assert signals.take() == []
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────

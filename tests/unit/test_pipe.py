@@ -126,6 +126,19 @@ def test_slate_shows_the_other_process_what_was_written():
     read.close()
 
 
+def test_slate_has_a_word_of_the_agents_that_the_worker_does_not_touch():
+    agents = Slate.make()
+    workers = Slate.open(os.dup(agents.fd))
+    assert workers.ordered() == 0
+    agents.order(2**64 - 1)
+    workers.write(3, Phase.FORWARD, 1)
+    workers.finish()
+    assert workers.ordered() == 2**64 - 1
+    assert agents.read() == SlateWords(0, Phase.IDLE, 0, 1)
+    agents.close()
+    workers.close()
+
+
 def test_slate_with_a_phase_that_nobody_knows_says_forward():
     slate = Slate.make()
     slate.write(1, 99)
@@ -179,11 +192,12 @@ def test_child_finds_its_pipe_and_hides_it_from_its_own_children():
     assert child.wait(10) == 7
 
 
-def test_child_does_not_heed_sigterm_and_sigint():
+def test_child_does_not_heed_what_means_stop():
     child, pipe = start(CHILD, os.getpid())
     say_next(pipe)
     child.send_signal(signal.SIGTERM)
     child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGHUP)
     pipe.send(say="hello")
     assert say_next(pipe) == [{"heard": {"say": "hello"}}]
     pipe.close()

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from zmesh.alarms import INTERRUPT, Alarms
 from zmesh.core.effects import Run
 from zmesh.core.events import RowsFinished
 from zmesh.errors import DecodingError, ForwardTimeout, ServerError, ValidationError, ZmeshError
@@ -52,6 +54,7 @@ def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
         cancelled: Callable[[], set[int]] = set,
         clock: Callable[[], float] = lambda: 100.0,
         contexts: list[Any] | None = None,
+        alarms: Alarms | None = None,
     ) -> list[RowsFinished]:
         count = len(payloads)
         columns = Columns(
@@ -64,7 +67,8 @@ def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
             contexts,
         )
         lease = Run(LeaseId(7), columns, deadlines or [200.0] * count, skipped)
-        return list(BatchRunner(worker, slate, retry=retry, clock=clock).run(lease, cancelled))
+        runner = BatchRunner(worker, slate, retry=retry, clock=clock, alarms=alarms or Alarms(clock))
+        return list(runner.run(lease, cancelled))
 
     return run
 
@@ -435,6 +439,135 @@ def test_halves_leave_out_what_was_cancelled_meanwhile(run):
     worker = Squares(hook)
     got = outcome(run(worker, bodies(1, 2, 3, 4), cancelled=lambda: gone), 4)
     assert [status for status, _ in got] == [Status.INTERNAL, Status.CANCELLED, Status.CANCELLED, Status.INTERNAL]
+
+
+# ── broken off ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def alarms(clock: Clock) -> Iterator[Alarms]:
+    """With a `timeout` of 3 s; the test strikes. The timer that is set for real belongs to pytest-timeout."""
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    made = Alarms(clock)
+    made.timeout = 3.0
+    yield made
+    signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
+OVERRUN = (Status.TIMEOUT, b"request timeout: the stage took longer than 3 s")
+UNWANTED = (Status.CANCELLED, b"cancelled: nobody waits for this result any more")
+
+
+def test_a_batch_over_its_timeout_is_not_bisected_and_the_log_says_where_it_was(run, alarms, clock, caplog):
+    def hook(items: list[Any]) -> None:
+        clock.now = 103.0
+        alarms._heed(signal.SIGALRM, None)
+
+    worker = Squares(hook)
+    contexts = [{"request_id": "one"}, None]
+    assert outcome(run(worker, bodies(1, 2), clock=clock, alarms=alarms, contexts=contexts), 2) == [OVERRUN] * 2
+    assert len(worker.calls) == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "request one - failed: ForwardTimeout" in caplog.text and "in hook" in caplog.text
+
+
+@pytest.mark.parametrize("is_struck", [True, False])
+def test_whatever_forward_makes_of_its_timeout_the_batch_is_not_bisected(run, alarms, clock, is_struck):
+    """Also when the exception comes from native code, before any signal could strike."""
+
+    def hook(items: list[Any]) -> None:
+        clock.now = 103.0
+        try:
+            if is_struck:
+                alarms._heed(signal.SIGALRM, None)
+        finally:
+            raise ValueError("cleaning up failed")
+
+    worker = Squares(hook)
+    assert outcome(run(worker, bodies(1, 2), clock=clock, alarms=alarms), 2) == [OVERRUN] * 2
+    assert len(worker.calls) == 1
+
+
+def test_results_in_spite_of_a_timeout_are_results(run, alarms, clock):
+    def hook(items: list[Any]) -> None:
+        clock.now = 103.0
+        with pytest.raises(ForwardTimeout):
+            alarms._heed(signal.SIGALRM, None)
+
+    assert outcome(run(Squares(hook), bodies(1, 2), clock=clock, alarms=alarms), 2) == oks(1, 4)
+
+
+def test_halves_share_the_timeout_of_their_batch_until_one_of_them_is_answered(run, alarms, clock):
+    """All fail after 2 s, two work in 0.5 s, the others have 3 s anew and fail after 2 s, and so on."""
+    ends: list[float] = []
+
+    def hook(items: list[Any]) -> None:
+        assert alarms.call is not None and alarms.call.ends_at is not None
+        ends.append(alarms.call.ends_at)
+        clock.now += 2 if 3 in items and len(items) > 1 else 0.5
+        if 3 in items and len(items) > 1:
+            raise RuntimeError("not with 3")
+
+    got = outcome(run(Squares(hook), bodies(0, 1, 2, 3), clock=clock, alarms=alarms, deadlines=[999.0] * 4), 4)
+    assert got == oks(0, 1, 4, 9)
+    assert ends == [103.0, 103.0, 105.5, 105.5, 108.0]
+
+
+def test_a_half_that_has_no_time_left_is_not_run(run, alarms, clock):
+    class Slow(Squares):
+        def deserialize(self, data: bytes) -> Any:
+            clock.now += 1
+            return int(data)
+
+    worker = Slow(refuse(2))
+    got = outcome(run(worker, [b"1", b"2", b"3"], clock=clock, alarms=alarms, deadlines=[999.0] * 3), 3)
+    assert worker.calls == [[1, 2, 3], [1, 2], [2], [3]], "the time of the second half counts from its first answer"
+    assert got == [OVERRUN, INTERNAL, *oks(9)]
+
+
+def test_an_interrupted_lease_is_cancelled_to_its_last_row(run, alarms, clock, slate, caplog):
+    """It has more rows than the worker takes at once, and none of the rest is run."""
+    slate.order(7)
+    alarms._ordered = slate.ordered
+    worker = Squares(lambda items: alarms._heed(INTERRUPT, None), max_batch_size=2)
+    events = run(worker, bodies(1, 2, 3), clock=clock, alarms=alarms)
+    assert outcome(events, 3) == [UNWANTED] * 3
+    assert len(events) == 1 and worker.calls == [[1, 2]]
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+def test_a_signal_in_decode_or_encode_does_nothing(run, alarms, clock, slate):
+    slate.order(7)
+    alarms._ordered = slate.ordered
+
+    class Signals(Squares):
+        def deserialize(self, data: bytes) -> Any:
+            return self.heed(super().deserialize(data))
+
+        def serialize(self, data: Any) -> bytes:
+            return super().serialize(self.heed(data))
+
+        def heed(self, data: Any) -> Any:
+            clock.now += 5
+            alarms._heed(signal.SIGALRM, None)
+            alarms._heed(INTERRUPT, None)
+            return data
+
+    assert outcome(run(Signals(), bodies(1, 2), clock=clock, alarms=alarms), 2) == oks(1, 4)
 
 
 # ── the slate ─────────────────────────────────────────────────────────────────────────────────────────────────────

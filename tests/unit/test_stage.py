@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from zmesh.stage import Stage, make_worker, warm_up
+from zmesh.current import current_task
+from zmesh.rehearsal import make_worker, warm_up
+from zmesh.stage import Stage
 from zmesh.worker import SSEWorker, Worker
 
 
@@ -174,3 +176,14 @@ def test_a_warm_up_that_fails_is_a_start_that_fails():
 
     with pytest.raises(ZeroDivisionError):
         warm(Cold, 1)
+
+
+def test_a_warm_up_may_ask_for_the_current_task():
+    class Asking(Remembering):
+        def forward(self, data: Any) -> Any:
+            self.seen += [
+                (task.cancelled, task.remaining, task.attempt) for task in map(current_task, range(len(data)))
+            ]
+            return data
+
+    assert warm(type("Three", (Asking,), {"example": [1, 2, 3]}), 8) == [(False, float("inf"), 1)] * 3

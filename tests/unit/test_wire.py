@@ -70,7 +70,7 @@ EXAMPLES: list[say.Message] = [
         reason="killed by the kernel", failing=True,
     ),
     say.Kill(peer=PEER, lease=9, reason="timeout", interrupt=True),
-    say.Drain(deadline_ms=30_000, reason="rolling update"),
+    say.Drain(deadline_ms=30_000, reason="rolling update", host="gpu-1"),
     say.Goodbye(leases=[9]),
     say.Stats(snapshot='{"queued": 0}'),
 ]  # fmt: skip
@@ -176,7 +176,7 @@ a_message = {
         st.booleans(),
     ),
     "Kill": st.builds(say.Kill, peers, u64, text, st.booleans()),
-    "Drain": st.builds(say.Drain, u63, text),
+    "Drain": st.builds(say.Drain, u63, text, text),
     "Goodbye": st.builds(say.Goodbye, leases),
     "Stats": st.builds(say.Stats, text),
 }  # fmt: skip

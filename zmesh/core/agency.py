@@ -22,6 +22,7 @@ from zmesh.messages import (
     LONG_TEXT_BYTES_MAX,
     PROTOCOL_VERSION,
     Ack,
+    Drain,
     Exited,
     Heartbeat,
     Hello,
@@ -34,7 +35,7 @@ from zmesh.messages import (
     WorkerBeat,
 )
 
-__all__ = ["AgentEffect", "AgentEvent", "AgentLink", "Beat", "End", "WorkerGone"]
+__all__ = ["AgentEffect", "AgentEvent", "AgentLink", "Beat", "End", "Retire", "WorkerGone"]
 
 EXITS_MAX = 1024  # exits not yet acknowledged; the oldest is forgotten, its worker is silent in any case
 
@@ -60,8 +61,15 @@ class End:
     message: Kill
 
 
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Finish what was accepted and go, as at a SIGTERM. Asked for again it changes nothing."""
+
+    message: Drain
+
+
 AgentEvent: TypeAlias = Started | Heard | LinkLost | Tick | WorkerGone
-AgentEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Beat | End
+AgentEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Beat | End | Retire
 
 
 class AgentLink:
@@ -84,6 +92,10 @@ class AgentLink:
     @property
     def joined(self) -> bool:
         return self._contact.joined
+
+    @property
+    def session(self) -> SessionId:
+        return self._contact.session
 
     @property
     def epoch(self) -> int:
@@ -125,6 +137,8 @@ class AgentLink:
                     self._exits.pop(peer, None)
             case Kill() if ours:
                 self._effects.append(End(message))
+            case Drain() if ours:
+                self._effects.append(Retire(message))
             case Refuse() as refuse:
                 self._effects += contact.refused(refuse, "agent")
             case _:

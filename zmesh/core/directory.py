@@ -52,6 +52,7 @@ class Directory:
         self.broker = PeerId(random.randbytes(16))
         self.epoch = random.getrandbits(62) + 1
         self.sessions: dict[SessionId, Peer] = {}
+        self.gateway_count = 0  # of the sessions
         self.malformed = 0
         self.refused = 0
         self._plan, self._limits, self._random, self._effects = plan, limits, random, effects
@@ -92,6 +93,9 @@ class Directory:
     def gateways(self) -> list[Gateway]:
         return [peer for peer in self.sessions.values() if isinstance(peer, Gateway)]
 
+    def agents(self) -> list[Peer]:
+        return [peer for peer in self.sessions.values() if peer.role is Role.AGENT]
+
     def worker_of(self, peer: PeerId) -> Worker | None:
         """The open session of that process, if it is a worker's."""
         found = self._by_peer.get(peer)
@@ -120,6 +124,7 @@ class Directory:
                 peer = Worker(session, address, hello, self._stages[hello.stage], now)
             case Role.GATEWAY:
                 peer = Gateway(session, address, hello, now)
+                self.gateway_count += 1
                 peer.was_given_up = hello.peer in self._given_up
                 self._given_up.pop(hello.peer, None)
             case _:
@@ -132,7 +137,8 @@ class Directory:
 
     def close(self, peer: Peer) -> None:
         """This session is over; a worker's late results are still known by it."""
-        self.sessions.pop(peer.session, None)
+        if self.sessions.pop(peer.session, None) is not None:
+            self.gateway_count -= isinstance(peer, Gateway)
         if self._by_address.get(peer.address) is peer:
             del self._by_address[peer.address]
         self._by_peer.pop(peer.peer, None)

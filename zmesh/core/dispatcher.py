@@ -22,7 +22,7 @@ from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import Choice, StageRecord
 from zmesh.core.tasks import Step, Task
 from zmesh.core.workers import Lease
-from zmesh.messages import Columns, LeaseId, Status, TaskId, Tasks
+from zmesh.messages import Columns, LeaseId, PeerId, Status, TaskId, Tasks
 
 __all__ = ["Dispatcher"]
 
@@ -49,9 +49,12 @@ TOO_LATE = b"no answer before the deadline"
 class Dispatcher:
     """Changed only by `handle`; touches no I/O. `mesh` is for reading."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, *, host: str = "") -> None:
-        """`host` is this broker's, as workers name theirs in HELLO; without it all count as near."""
-        self.mesh = Mesh(plan, limits, random, now, host)
+    def __init__(
+        self, plan: Plan, limits: Limits, random: Random, now: float, *, host: str = "", agent: PeerId | None = None
+    ) -> None:
+        """`host` is this broker's, as workers name theirs in HELLO; without it all count as near. `agent` is the one
+        whose child this broker is."""
+        self.mesh = Mesh(plan, limits, random, now, host, agent)
         self._sweep_at = now + limits.heartbeat_seconds
 
     def handle(self, *events: DispatcherEvent, now: float) -> list[DispatcherEffect]:
@@ -81,15 +84,15 @@ class Dispatcher:
                 mesh.awaken(stage)
             if stage.overdue_at is not None and stage.overdue_at <= now:
                 orders.kill_overdue(mesh, stage)
-        for stage in mesh.awake.values():
-            if stage.failing is None:
-                self._hand_out(stage)
-            else:
-                presence.give_up(mesh, stage, stage.failing)
-        mesh.awake.clear()
-        for gateway in mesh.owed.values():
-            mesh.settle(gateway)
-        mesh.owed.clear()
+        while mesh.awake or mesh.owed or mesh.midway.fell:
+            while (awake := mesh.next_awake()) is not None:
+                if awake.failing is None:
+                    self._hand_out(awake)
+                else:
+                    presence.give_up(mesh, awake, awake.failing)
+            for gateway in mesh.owed.values():
+                mesh.settle(gateway)  # which may hold its tasks back, and so set others free
+            mesh.owed.clear()
         effects = mesh.effects.copy()
         mesh.effects.clear()
         return effects

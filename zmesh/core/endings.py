@@ -151,9 +151,9 @@ def _blame(mesh: Mesh, stage: StageRecord, lease: Lease, task: Task, group_max: 
     task.alone_deaths += lease.left == 1
     if task.alone_deaths >= mesh.limits.deaths_max:
         stage.counts.poisoned += 1
-        mesh.close(task, Step.POISON, int(Status.POISONED), b"worker died")
         text = f"task {task.id:x} killed {task.deaths} workers of {stage.plan.name} and is not run again"
         mesh.report("error", f"{text}; the sha256 of its input begins with {sha256(task.payload).hexdigest()[:16]}")
+        mesh.close(task, Step.POISON, int(Status.POISONED), b"worker died")
         return
     _suspect(stage, task, group_max)
 

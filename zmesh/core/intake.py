@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from zmesh.core.admission import shed_reason
+from zmesh.core.admission import Room
 from zmesh.core.events import TasksCancelled, TasksSubmitted
 from zmesh.core.mesh import Mesh
 from zmesh.core.orders import interrupt_unwanted
 from zmesh.core.parts import lists
 from zmesh.core.peers import Gateway
+from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task
 from zmesh.core.workers import Worker
 from zmesh.messages import Cancel, SessionId, Status, Submit, TaskId
@@ -59,31 +60,42 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered:
     stage, columns, now, tasks = mesh.stages[route.stages[0]], submit.columns, mesh.now, mesh.tasks
     contexts = columns.contexts or [None] * len(columns.ids)
     admitted: list[Task] = []
-    tasks_waiting, bytes_waiting = stage.queue.waiting + stage.queue.suspects, stage.queue.bytes
-    if gateway.session in mesh.held:  # what is held back takes no room from other gateways
-        tasks_waiting, bytes_waiting = tasks_waiting + stage.queue.held, bytes_waiting + stage.queue.held_bytes
+    room = _room(mesh, gateway, stage)
     for task_id, left, kind, payload, context in zip(
         columns.ids, columns.remaining_ms, columns.kinds, columns.payloads, contexts, strict=True
     ):
         if task_id in tasks or task_id in answered:
             continue  # submitted before: SUBMIT is idempotent
         size = len(payload)
-        if not submit.again:
-            name = stage.plan.name
-            reason = shed_reason(mesh.limits, name, tasks_waiting, bytes_waiting, len(tasks), mesh.task_bytes, size)
-            if reason is not None:
-                stage.counts.shed += 1
-                gateway.refuse(task_id, Status.SHED, reason, now + left / 1000)
-                continue
+        if not submit.again and (reason := room.refusal(size)) is not None:
+            stage.counts.shed += 1
+            gateway.refuse(task_id, Status.SHED, reason, now + left / 1000)
+            continue
+        room.take(size)
         task = Task(task_id, route, gateway, payload, kind, now + left / 1000, now, context)
         tasks[task_id] = task
         mesh.task_bytes += size
-        tasks_waiting += 1
-        bytes_waiting += size
         admitted.append(task)
     if admitted:
         mesh.remember("submitted to", route.path, columns.ids)
         mesh.enqueue(stage, admitted)
+
+
+def _room(mesh: Mesh, gateway: Gateway, stage: StageRecord) -> Room:
+    """What waits now. What is held back takes no room from other gateways, and its own gateway has no share then."""
+    queue, share, is_held = stage.queue, gateway.shares[stage.index], gateway.session in mesh.held
+    return Room(
+        limits=mesh.limits,
+        stage=stage.plan.name,
+        gateways=mesh.directory.gateway_count,
+        queue_tasks=queue.waiting + queue.suspects + (queue.held if is_held else 0),
+        queue_bytes=queue.bytes + (queue.held_bytes if is_held else 0),
+        own_tasks=share.tasks,
+        own_bytes=share.bytes,
+        mesh_tasks=len(mesh.tasks),
+        mesh_bytes=mesh.task_bytes,
+        has_share=not is_held,
+    )
 
 
 def on_tasks_cancelled(mesh: Mesh, event: TasksCancelled) -> None:

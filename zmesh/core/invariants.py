@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Task, TaskState
 from zmesh.core.workers import Presence, Worker
+from zmesh.messages import SessionId
 
 if TYPE_CHECKING:
     from zmesh.core.dispatcher import Dispatcher
@@ -28,6 +29,8 @@ def check(dispatcher: Dispatcher) -> None:
     _check_leases(mesh)
     _check_tasks(mesh)
     _check_answers(mesh)
+    _check_shares(mesh)
+    _check_midway(mesh)
 
 
 def _check_queue(mesh: Mesh, stage: StageRecord) -> None:
@@ -42,6 +45,33 @@ def _check_queue(mesh: Mesh, stage: StageRecord) -> None:
     assert stage.queue.bytes == sum(task.size for task in free), f"{stage.plan.name}: queued bytes"
     assert all(task.id in mesh.tasks for task in living), f"{stage.plan.name}: a waiting task is unknown"
     assert stage.failing is None or not stage.crew.ready(), f"{stage.plan.name}: failing with workers that are ready"
+
+
+def _check_shares(mesh: Mesh) -> None:
+    """What of a gateway's waits at each stage is counted for it, and gateways are."""
+    waiting: Counter[tuple[SessionId, int]] = Counter()
+    sizes: Counter[tuple[SessionId, int]] = Counter()
+    for task in mesh.tasks.values():
+        if task.state in (TaskState.QUEUED, TaskState.SUSPECT):
+            waiting[task.gateway.session, task.stage] += 1
+            sizes[task.gateway.session, task.stage] += task.size
+    gateways = mesh.directory.gateways()
+    assert mesh.directory.gateway_count == len(gateways), "gateways"
+    for gateway in gateways:
+        for stage, share in gateway.shares.items():
+            name, place = f"gateway {gateway.session:x} at {mesh.stages[stage].plan.name}", (gateway.session, stage)
+            assert (share.tasks, share.bytes) == (waiting[place], sizes[place]), f"{name}: its share"
+
+
+def _check_midway(mesh: Mesh) -> None:
+    """Bytes beyond each step, and who is available for them."""
+    for hop, beyond in enumerate(mesh.midway.beyond):
+        waiting = [task for task in mesh.tasks.values() if task.state in (TaskState.QUEUED, TaskState.SUSPECT)]
+        assert beyond == sum(task.size for task in waiting if task.hop > hop), f"bytes beyond step {hop}"
+    for stage in mesh.stages:
+        queued = [task for task in stage.queue.living() if task.state is TaskState.QUEUED]
+        may_go = [task for task in queued if task.is_last_hop or not mesh.midway.withholds(task.hop)]
+        assert stage.queue.available == len(may_go), f"{stage.plan.name}: available"
 
 
 def _check_worker(mesh: Mesh, stage: StageRecord, worker: Worker) -> None:

@@ -14,11 +14,12 @@ from random import Random
 from zmesh.config import Limits, Plan
 from zmesh.core.directory import Directory
 from zmesh.core.effects import DispatcherEffect, Report, Send
+from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task, TaskState
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import Drain, LeaseId, Message, Payload, SessionId, TaskId
+from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, TaskId
 
 __all__ = ["Mesh"]
 
@@ -26,9 +27,12 @@ __all__ = ["Mesh"]
 class Mesh:
     """Mutable, owned by one dispatcher. `now` is the time of the turn in progress."""
 
-    def __init__(self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "") -> None:
-        self.plan, self.limits, self.now, self.host = plan, limits, now, host
-        self.stages = [StageRecord(stage, index) for index, stage in enumerate(plan.stages)]
+    def __init__(
+        self, plan: Plan, limits: Limits, random: Random, now: float, host: str = "", agent: PeerId | None = None
+    ) -> None:
+        self.plan, self.limits, self.now, self.host, self.agent = plan, limits, now, host, agent
+        self.midway = Midway(limits.midway_bytes_max, max((len(route.stages) for route in plan.routes), default=1))
+        self.stages = [StageRecord(stage, index, self.midway) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
         self.tasks: dict[TaskId, Task] = {}
@@ -38,6 +42,7 @@ class Mesh:
         self.lease_count = 0
         self.late = 0  # results that came too late to matter
         self.drain: Drain | None = None  # what was asked for, once it was
+        self.retiring: Drain | None = None  # the same, asked of the agent that we are a child of
         self.exiting: deque[tuple[float, Worker]] = deque()  # in the order in which their grace ends
         self.probes: dict[int, float] = {}  # sockets that lost somebody: when to ask their peers who it was
         self.probed: dict[int, float] = {}  # when that was done last
@@ -77,6 +82,15 @@ class Mesh:
     def awaken(self, stage: StageRecord) -> None:
         self.awake[stage.index] = stage
 
+    def next_awake(self) -> StageRecord | None:
+        """The next stage to hand out from in this turn. What one hands out may set free who is held up at another."""
+        if self.midway.fell:
+            self.midway.fell = False
+            for stage in self.stages:
+                if stage.queue.waiting:
+                    self.awaken(stage)
+        return self.awake.pop(next(iter(self.awake))) if self.awake else None
+
     def enqueue(self, stage: StageRecord, tasks: list[Task]) -> None:
         """Tasks arrive at a stage, from a gateway or from the stage before."""
         if self.held:
@@ -103,6 +117,7 @@ class Mesh:
         task.take(step)
         del self.tasks[task.id]
         self.task_bytes -= task.size
+        task.payload = b""  # a lease that ended, or a queue, may remember the task for a while
         gateway = task.gateway
         if status is not None and gateway.session in self.directory.sessions:
             gateway.owed.add(task, status, payload, kind)

@@ -6,20 +6,33 @@ does not agree is answered "unknown peer", and the peer says HELLO again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from zmesh.config import Limits
 from zmesh.core.events import Address
 from zmesh.core.replies import KeptReplies, Outcomes
 from zmesh.messages import Hello, PeerId, Reply, Role, SessionId, Status, TaskId
 
-__all__ = ["Gateway", "Peer"]
+__all__ = ["Gateway", "Peer", "Share"]
 
 
 class Peer:
     """One session. `heard` and `told` are when it last said, and was last told, anything."""
 
-    __slots__ = ("address", "connection", "heard", "host", "lost_at", "peer", "pid", "role", "session", "told")
+    __slots__ = (
+        "address",
+        "connection",
+        "heard",
+        "host",
+        "is_retiring",
+        "lost_at",
+        "peer",
+        "pid",
+        "role",
+        "session",
+        "told",
+    )
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         self.session, self.address = session, address
@@ -29,18 +42,29 @@ class Peer:
         self.host, self.pid = hello.host, hello.pid
         self.heard = self.told = now
         self.lost_at: float | None = None  # when its connection was found gone
+        self.is_retiring = False  # an agent that was told to drain its host
+
+
+@dataclass(slots=True)
+class Share:
+    """What of a gateway's waits at one stage; what is held back for it is not counted."""
+
+    tasks: int = 0
+    bytes: int = 0
 
 
 class Gateway(Peer):
-    """A gateway, the outcomes of this turn that it is owed, and its answers that it has not acknowledged."""
+    """A gateway, what of its own waits at each stage, the outcomes of this turn that it is owed, and its answers that
+    it has not acknowledged."""
 
-    __slots__ = ("_again", "kept", "number", "owed", "was_given_up")
+    __slots__ = ("_again", "kept", "number", "owed", "shares", "was_given_up")
 
     def __init__(self, session: SessionId, address: Address, hello: Hello, now: float) -> None:
         super().__init__(session, address, hello, now)
         self.number = 0  # of its last REPLY
         self.was_given_up = False  # and its tasks cancelled, and it has not yet said all that it wants again
         self.kept = KeptReplies()
+        self.shares: defaultdict[int, Share] = defaultdict(Share)  # by the index of the stage
         self.owed = Outcomes()
         self._again = Outcomes()  # apart, since they are no answers
 
@@ -76,6 +100,7 @@ class Gateway(Peer):
         former.settle(limits)
         self.was_given_up = former.was_given_up
         self.kept = former.kept
+        self.shares = former.shares
         self.kept.lose_session()
 
     def say_again(self) -> list[Reply]:

@@ -33,6 +33,7 @@ from zmesh.messages import (
     LONG_TEXT_BYTES_MAX,
     TEXT_BYTES_MAX,
     Ack,
+    Drain,
     Hello,
     Reply,
     Role,
@@ -76,6 +77,10 @@ def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
         _succeed(mesh, former, peer)
     if isinstance(peer, Gateway) and mesh.drain is not None:
         mesh.tell(peer, mesh.drain)
+    if peer is not None and former is not None:
+        peer.is_retiring = former.is_retiring
+    if peer is not None and peer.peer == mesh.agent and mesh.retiring is not None:
+        _retire(mesh, peer, mesh.retiring)
 
 
 def _succeed(mesh: Mesh, former: Gateway, peer: Gateway) -> None:
@@ -252,12 +257,29 @@ def on_stats_asked(mesh: Mesh, event: StatsAsked) -> None:
 
 
 def on_drain_asked(mesh: Mesh, event: DrainAsked) -> None:
-    """Nothing new is admitted; gateways hear that our end will be no accident."""
-    if _with_role(mesh, event, Role.AGENT, Role.ADMIN) is None:
+    """What an admin asks of a host, or of the program that we are a part of, is for the agents there to do.
+
+    Otherwise it is for us: nothing new is admitted, and gateways hear that our end will be no accident.
+    """
+    peer, drain = _with_role(mesh, event, Role.AGENT, Role.ADMIN), event.message
+    if peer is None:
         return
-    mesh.drain = event.message
+    is_from_elsewhere = peer.role is Role.ADMIN and peer.address[0] >= 0
+    if drain.host or (mesh.agent is not None and is_from_elsewhere):
+        if not drain.host:
+            mesh.retiring = drain  # and said again to an agent that comes back, until we are gone
+        for agent in mesh.directory.agents():
+            if agent.host == drain.host or (not drain.host and agent.peer == mesh.agent):
+                _retire(mesh, agent, drain)
+        return
+    mesh.drain = drain
     for gateway in mesh.directory.gateways():
-        mesh.tell(gateway, mesh.drain)
+        mesh.tell(gateway, drain)
+
+
+def _retire(mesh: Mesh, agent: Peer, drain: Drain) -> None:
+    agent.is_retiring = True
+    mesh.tell(agent, drain)
 
 
 def _with_role(mesh: Mesh, event: WorkerExited | StatsAsked | DrainAsked, *roles: Role) -> Peer | None:

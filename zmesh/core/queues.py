@@ -1,5 +1,10 @@
 """One bounded queue per stage, by count and bytes, and beside it the suspects, and those who are held back.
 
+What is further on its way goes first: a task at its second step was paid for at the first. So the queue is a few lanes,
+one for each step at which tasks come here, the later steps first; in each it is first come, first served. A step that
+is the last of some routes and not of others has two lanes, since only the one may be withheld (see `midway`); of these
+two the one with the older task at its head goes first.
+
 A task that is cancelled, expires or is answered by a late result while it waits is not searched for: it is DONE, its
 count is taken off at once, and whoever cuts a batch steps over it. When more dead than living lie in the queue it is
 rebuilt, so memory follows the living.
@@ -15,6 +20,7 @@ from zmesh.core.tasks import Task, TaskState
 from zmesh.messages import OWN_FRAME_BYTES
 
 if TYPE_CHECKING:
+    from zmesh.core.midway import Midway
     from zmesh.core.peers import Gateway
 
 __all__ = ["StageQueue"]
@@ -22,38 +28,72 @@ __all__ = ["StageQueue"]
 SWEEP_MIN = 64  # dead entries below this number are not worth a rebuild
 
 
+class Lane:
+    """Tasks at one step of their routes, which is the last of all these routes or of none."""
+
+    __slots__ = ("hop", "is_last", "queue", "waiting")
+
+    def __init__(self, number: int) -> None:
+        self.hop, self.is_last = divmod(number, 2)
+        self.queue: deque[Task] = deque()
+        self.waiting = 0  # living ones
+
+
 class StageQueue:
-    """First come, first served; what came back goes to the front."""
+    """Later steps first, then first come, first served; what came back goes to the front of its lane."""
 
-    __slots__ = ("_held", "_index", "_queue", "_suspects", "bytes", "held", "held_bytes", "suspects", "waiting")
+    __slots__ = (
+        "_held",
+        "_index",
+        "_lanes",
+        "_midway",
+        "_order",
+        "_suspects",
+        "bytes",
+        "held",
+        "held_bytes",
+        "suspects",
+        "waiting",
+    )
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, midway: Midway) -> None:
         self._index = index  # of the stage
-        self._queue: deque[Task] = deque()
+        self._midway = midway  # of the mesh
+        self._lanes: dict[int, Lane] = {}
+        self._order: list[Lane] = []  # the same, the later steps first
         self._suspects: deque[Task] = deque()
         self._held: deque[Task] = deque()  # their gateways do not take their answers
-        self.waiting = 0  # living tasks in the ordinary queue
+        self.waiting = 0  # living tasks in the lanes
         self.suspects = 0  # living suspects
         self.bytes = 0  # of both
         self.held = 0  # living tasks that are held back
         self.held_bytes = 0
 
+    @property
+    def available(self) -> int:
+        """Living tasks in the lanes that may be leased now."""
+        return sum([lane.waiting for lane in self._open_lanes()])
+
     def push(self, tasks: Sequence[Task]) -> None:
-        """To the back, in order."""
-        self._queue.extend(tasks)
+        """To the back of their lanes, in order."""
+        for lane, some in self._by_lane(tasks):
+            lane.queue.extend(some)
+            lane.waiting += len(some)
+            self._arrive(lane.hop, some)
         self.waiting += len(tasks)
-        self.bytes += sum([task.size for task in tasks])
 
     def push_front(self, tasks: Sequence[Task]) -> None:
-        """To the front, keeping their order."""
-        self._queue.extendleft(reversed(tasks))
+        """To the front of their lanes, keeping their order."""
+        for lane, some in self._by_lane(tasks):
+            lane.queue.extendleft(reversed(some))
+            lane.waiting += len(some)
+            self._arrive(lane.hop, some)
         self.waiting += len(tasks)
-        self.bytes += sum([task.size for task in tasks])
 
     def push_suspect(self, task: Task) -> None:
         self._suspects.append(task)
         self.suspects += 1
-        self.bytes += task.size
+        self._arrive(task.hop, (task,))
 
     def leave(self, task: Task) -> None:
         """Take a waiting task off the count, just before it takes the step that ends its waiting here."""
@@ -65,15 +105,20 @@ class StageQueue:
             self.suspects -= 1
         else:
             self.waiting -= 1
-        self.bytes -= task.size
+            self._lane_of(task).waiting -= 1
+        self._depart(task.hop, (task,))
 
     def pull(self, gateway: Gateway) -> list[Task]:
-        """Take all of a gateway's tasks out of the ordinary queue, in order; what becomes of them is the caller's."""
-        living = [task for task in self._queue if self._is_here(task)]
-        pulled = [task for task in living if task.gateway is gateway]
-        self._queue = deque([task for task in living if task.gateway is not gateway])
+        """Take all of a gateway's tasks out of the lanes, in order; what becomes of them is the caller's."""
+        pulled: list[Task] = []
+        for lane in self._order:
+            living = [task for task in lane.queue if self._is_here(task)]
+            its = [task for task in living if task.gateway is gateway]
+            lane.queue = deque([task for task in living if task.gateway is not gateway])
+            lane.waiting -= len(its)
+            self._depart(lane.hop, its)
+            pulled += its
         self.waiting -= len(pulled)
-        self.bytes -= sum(task.size for task in pulled)
         return pulled
 
     def hold(self, tasks: Sequence[Task]) -> None:
@@ -93,37 +138,35 @@ class StageQueue:
 
     def sweep(self) -> None:
         """Rebuild a queue of which most entries are dead."""
-        for name, living in (("_queue", self.waiting), ("_suspects", self.suspects), ("_held", self.held)):
-            queue: deque[Task] = getattr(self, name)
-            if len(queue) - living > max(SWEEP_MIN, living):
-                setattr(self, name, deque([task for task in queue if self._is_here(task)]))
+        for lane in self._order:
+            lane.queue = self._swept(lane.queue, lane.waiting)
+        self._suspects = self._swept(self._suspects, self.suspects)
+        self._held = self._swept(self._held, self.held)
 
     def oldest(self) -> float:
-        """When the task at the head arrived here. Only when one waits."""
-        queue = self._queue
-        while not self._is_here(queue[0]):
-            queue.popleft()
-        return queue[0].arrived
+        """When the oldest of the tasks at the heads of the lanes arrived here. Only when one is available."""
+        return min([self._head(lane).arrived for lane in self._open_lanes()])
 
     def cut(self, size: int, inline_bytes_max: int) -> list[Task]:
-        """Up to `size` living tasks from the front, at least one; their states are the caller's to change.
+        """Up to `size` available tasks from the front, at least one; their states are the caller's to change.
 
         The small payloads of a batch travel inside one message, which has a limit: what is over it waits for the next.
         """
-        queue = self._queue
         batch: list[Task] = []
-        bytes_cut = inline = 0
-        while len(batch) < size and queue:
-            task = queue[0]
-            if self._is_here(task):
-                inline += task.size if task.size < OWN_FRAME_BYTES else 0
-                if inline > inline_bytes_max and batch:
-                    break
-                batch.append(task)
-                bytes_cut += task.size
-            queue.popleft()
+        inline = 0
+        for lane in self._in_order():
+            queue, start = lane.queue, len(batch)
+            while len(batch) < size and queue:
+                task = queue[0]
+                if self._is_here(task):
+                    inline += task.size if task.size < OWN_FRAME_BYTES else 0
+                    if inline > inline_bytes_max and batch:
+                        break  # and nothing from another lane fits either
+                    batch.append(task)
+                queue.popleft()
+            lane.waiting -= len(batch) - start
+            self._depart(lane.hop, batch[start:])
         self.waiting -= len(batch)
-        self.bytes -= bytes_cut
         return batch
 
     def cut_suspects(self, size: int, inline_bytes_max: int) -> list[Task]:
@@ -147,7 +190,7 @@ class StageQueue:
             inline += _inline(task)
             group.append(task)
             self.suspects -= 1
-            self.bytes -= task.size
+            self._depart(task.hop, (task,))
         suspects.extendleft(reversed(passed))
         return group
 
@@ -157,12 +200,80 @@ class StageQueue:
 
     def living(self) -> Iterable[Task]:
         """Everything that waits here, for invariants and for a stage that gives up."""
-        return [task for queue in (self._queue, self._suspects, self._held) for task in queue if self._is_here(task)]
+        queues = [*(lane.queue for lane in self._order), self._suspects, self._held]
+        return [task for queue in queues for task in queue if self._is_here(task)]
+
+    # ── lanes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _lane(self, number: int) -> Lane:
+        lane = self._lanes.get(number)
+        if lane is None:
+            lane = self._lanes[number] = Lane(number)
+            self._order = sorted(self._lanes.values(), key=lambda lane: -lane.hop)
+        return lane
+
+    def _lane_of(self, task: Task) -> Lane:
+        return self._lane(task.route.lanes[task.hop])
+
+    def _by_lane(self, tasks: Sequence[Task]) -> list[tuple[Lane, Sequence[Task]]]:
+        numbers = {task.route.lanes[task.hop] for task in tasks}
+        if len(numbers) == 1:  # nearly always
+            return [(self._lane(numbers.pop()), tasks)]
+        return [
+            (self._lane(number), [task for task in tasks if task.route.lanes[task.hop] == number])
+            for number in sorted(numbers)
+        ]
+
+    def _open_lanes(self) -> list[Lane]:
+        """Where somebody waits who may be leased now."""
+        withholds = self._midway.withholds
+        return [lane for lane in self._order if lane.waiting and (lane.is_last or not withholds(lane.hop))]
+
+    def _in_order(self) -> list[Lane]:
+        lanes = self._open_lanes()
+        if len(lanes) > 1:
+            lanes.sort(key=lambda lane: (-lane.hop, self._head(lane).arrived))
+        return lanes
+
+    def _head(self, lane: Lane) -> Task:
+        """Only when one waits there."""
+        while not self._is_here(lane.queue[0]):
+            lane.queue.popleft()
+        return lane.queue[0]
+
+    def _swept(self, queue: deque[Task], living: int) -> deque[Task]:
+        if len(queue) - living <= max(SWEEP_MIN, living):
+            return queue
+        return deque([task for task in queue if self._is_here(task)])
 
     def _is_here(self, task: Task) -> bool:
         state = task.state
         waits = state is TaskState.QUEUED or state is TaskState.SUSPECT or state is TaskState.HELD
         return waits and task.route.stages[task.hop] == self._index
+
+    # What waits, in lanes or as a suspect, is counted here, for its gateway, and midway.
+
+    def _arrive(self, hop: int, tasks: Sequence[Task]) -> None:
+        index, size = self._index, 0
+        for task in tasks:
+            share = task.gateway.shares[index]
+            share.tasks += 1
+            share.bytes += task.size
+            size += task.size
+        self.bytes += size
+        if hop:
+            self._midway.add(hop, size)
+
+    def _depart(self, hop: int, tasks: Sequence[Task]) -> None:
+        index, size = self._index, 0
+        for task in tasks:
+            share = task.gateway.shares[index]
+            share.tasks -= 1
+            share.bytes -= task.size
+            size += task.size
+        self.bytes -= size
+        if hop:
+            self._midway.remove(hop, size)
 
 
 def _inline(task: Task) -> int:

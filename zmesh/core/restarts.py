@@ -47,8 +47,9 @@ DEATHS: Mapping[Deeds, Death] = {
 class Restarts:
     """Of the workers of one stage on one host."""
 
-    def __init__(self, workers: int, random: Random) -> None:
-        self._budget = RESTARTS_PER_MINUTE * workers
+    def __init__(self, workers: int, random: Random, per_minute: int = RESTARTS_PER_MINUTE) -> None:
+        """`per_minute` is for each of the workers."""
+        self._budget = per_minute * workers
         self._random = random
         self._deaths: Counter[int] = Counter()  # by worker, since it last finished a lease
         self._lately: deque[float] = deque()  # restarts within the last minute
@@ -58,6 +59,11 @@ class Restarts:
     @property
     def is_failing(self) -> bool:
         return self.failed_starts >= FAILED_STARTS_MAX or self._is_over_budget
+
+    @property
+    def excess(self) -> str:
+        """In words, that there were too many; empty as long as there were not."""
+        return f"its workers ended more than {self._budget} times within a minute" if self._is_over_budget else ""
 
     def started(self) -> None:
         """One of them is ready."""

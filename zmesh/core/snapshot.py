@@ -10,6 +10,7 @@ from zmesh.core.workers import Presence, Worker
 
 if TYPE_CHECKING:
     from zmesh.core.mesh import Mesh
+    from zmesh.core.peers import Peer
     from zmesh.core.stages import StageRecord
 
 __all__ = ["snapshot_json"]
@@ -32,16 +33,20 @@ def snapshot_json(mesh: Mesh) -> str:
         {
             "broker": directory.broker.hex(),
             "epoch": directory.epoch,
-            "draining": mesh.drain is not None,
+            "draining": mesh.drain is not None or mesh.retiring is not None,
             "tasks": len(mesh.tasks),
             "task_bytes": mesh.task_bytes,
+            "midway_bytes": mesh.midway.beyond[0],
             "stages": [_stage(stage) for stage in stages],
             "routes": routes,
+            "agents": [_agent(agent) for agent in directory.agents()],
             "counters": {
                 "late": mesh.late,
                 "malformed": directory.malformed,
                 "refused_peers": directory.refused,
                 "peers": len(directory.sessions),
+                "leases": len(mesh.leases),
+                "late_leases": len(mesh.late_leases),
                 "kept_replies": sum(len(gateway.kept) for gateway in gateways),
                 "kept_bytes": sum(gateway.kept.bytes for gateway in gateways),
             },
@@ -69,6 +74,10 @@ def _stage(stage: StageRecord) -> dict[str, object]:
         "batch_seconds": stage.batch_seconds.snapshot(),
         "queue_seconds": stage.queue_seconds.snapshot(),
     }
+
+
+def _agent(agent: Peer) -> dict[str, object]:
+    return {"host": agent.host, "pid": agent.pid, "draining": agent.is_retiring}
 
 
 def _worker(worker: Worker) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from zmesh.config import Limits, StagePlan
 from zmesh.core.batching import Batcher, Release
+from zmesh.core.midway import Midway
 from zmesh.core.queues import StageQueue
 from zmesh.core.tasks import Task
 from zmesh.core.workers import Crew, Lease, Worker
@@ -68,9 +69,9 @@ class Choice(NamedTuple):
 class StageRecord:
     """Mutable, owned by the dispatcher."""
 
-    def __init__(self, plan: StagePlan, index: int) -> None:
+    def __init__(self, plan: StagePlan, index: int, midway: Midway) -> None:
         self.plan, self.index = plan, index
-        self.queue = StageQueue(index)
+        self.queue = StageQueue(index, midway)
         self.crew = Crew()
         self.batcher = Batcher(plan.max_batch_size, plan.max_wait_ms / 1000, plan.batching)
         self.counts = StageCounts()
@@ -89,7 +90,7 @@ class StageRecord:
         """Who gets how many tasks now; None for nobody (then `wake` may say when to ask again)."""
         self.wake = None
         queue, crew = self.queue, self.crew
-        waiting = queue.waiting
+        waiting = queue.available
         worker = crew.longest_idle()
         if worker is not None and (self._suspect_turn or not waiting) and self._suspect_may_go():
             self._suspect_turn = False

@@ -88,13 +88,15 @@ TASK_STEPS: Mapping[TaskState, Mapping[Step, TaskState]] = {
 
 
 class Route:
-    """A named path: the indexes of its stages, in order, and the flags of a task at each of them."""
+    """A named path: the indexes of its stages, in order, and for each of them the flags of a task and its lane there:
+    twice the number of its step, and one more if that is the last."""
 
-    __slots__ = ("flags", "path", "stages")
+    __slots__ = ("flags", "lanes", "path", "stages")
 
     def __init__(self, path: str, stages: tuple[int, ...]) -> None:
         last = len(stages) - 1
         self.path, self.stages = path, stages
+        self.lanes = tuple(2 * hop + (hop == last) for hop in range(len(stages)))
         self.flags = tuple(
             int((State.INGRESS if hop == 0 else 0) | (State.EGRESS if hop == last else 0)) for hop in range(len(stages))
         )

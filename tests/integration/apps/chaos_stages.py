@@ -2,7 +2,7 @@
 
 Each worker process appends to a file of its own in `$CHAOS_DIR`: a line when a batch begins, before anything can end
 the process, and one when it is done. A payload that says `poison` ends the process. While `$CHAOS_DIR/slow-first` is
-there, the first batch of a worker takes a second.
+there, the first batch of a worker takes a second, or $CHAOS_SLOW_SECONDS.
 """
 
 import json
@@ -18,7 +18,7 @@ SECONDS = float(os.environ.get("CHAOS_MS", "5")) / 1000
 WORKERS = int(os.environ.get("CHAOS_WORKERS", "2"))
 BATCH = int(os.environ.get("CHAOS_BATCH", "16"))
 ROUTES = os.environ.get("CHAOS_ROUTES", "double").split(",")
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = float(os.environ.get("CHAOS_SLOW_SECONDS", "1"))
 
 
 class Recorded(Worker):

@@ -1,5 +1,6 @@
 """One worker class whose moods are set by the environment and by requests; for tests of the agent."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -7,6 +8,10 @@ import time
 from typing import Any
 
 from zmesh import Server, Worker
+
+if os.environ.get("MOOD") == "heavy":
+    print("importing", flush=True)
+    time.sleep(60)
 
 
 class Moody(Worker):
@@ -20,7 +25,15 @@ class Moody(Worker):
 
     def forward(self, data: Any) -> Any:
         time.sleep(data.get("seconds", 0))
+        if "die" in data:
+            os._exit(data["die"])
+        while "until" in data and not os.path.exists(data["until"]):
+            time.sleep(0.01)
         helper = subprocess.Popen(["sleep", "600"]).pid if data.get("helper") else 0
+        for _ in range(data.get("orphans", 0)):
+            subprocess.run(["sh", "-c", "sleep 0.05 &"], check=True)
+        if data.get("stuck"):
+            ctypes.PyDLL(None).sleep(600)  # in native code, and nobody else in this process may run meanwhile
         return {
             "pid": os.getpid(),
             "helper": helper,

@@ -9,6 +9,8 @@ from zmesh import Server, Worker
 class First(Worker):
     def forward(self, data: list[dict]) -> list[dict]:
         time.sleep(float(os.environ.get("FIRST_MS", "2")) / 1000)
+        if len(data) > 1 and any(item.get("alone") for item in data):
+            raise ValueError("one of these can only be run alone")
         return [{"nonce": item["nonce"], "doubled": 2 * item["nonce"]} for item in data]
 
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 
 from zmesh.config import Limits
-from zmesh.core.agency import EXITS_MAX, AgentLink, Beat, End, WorkerGone
+from zmesh.core.agency import EXITS_MAX, AgentLink, Beat, End, Retire, WorkerGone
 from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkLost, Started, Tick
 from zmesh.messages import (
     LONG_TEXT_BYTES_MAX,
     Ack,
+    Drain,
     Exited,
     Heartbeat,
     Hello,
@@ -179,3 +180,9 @@ def test_an_agent_that_was_welcome_before_tries_again_ever_more_rarely(link: Age
         link.handle(Started(), now=now)
         waits.append(link.handle(no, now=now)[-1])
     assert waits == [Reconnect(1.0), Reconnect(2.0), Reconnect(4.0)]
+
+
+def test_it_drains_when_its_broker_says_so_and_nobody_else_s(link: AgentLink):
+    drain = Drain(5000, "zmesh drain")
+    assert link.handle(Heard(FIRST, drain), now=0.1) == [Retire(drain)]
+    assert link.handle(Heard(SECOND, drain), now=0.1) == []

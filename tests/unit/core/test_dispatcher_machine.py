@@ -79,7 +79,14 @@ PLAN = Plan(
 ROUTES = {route.path: [("many", "once").index(stage) for stage in route.stages] for route in PLAN.routes}
 PATHS = [*ROUTES, "/there", "/back", "/many", "/unknown"]
 ONCE = 1
-LIMITS = Limits(queue_tasks_max=24, queue_bytes_max=400, story_steps_max=100, answer_bytes_max=1200, message_rows_max=5)
+LIMITS = Limits(
+    queue_tasks_max=24,
+    queue_bytes_max=400,
+    midway_bytes_max=30,
+    story_steps_max=100,
+    answer_bytes_max=1200,
+    message_rows_max=5,
+)
 FAULTS = [Status.OK, Status.OK, Status.OK, Status.VALIDATION, Status.INTERNAL, Status.TIMEOUT]
 CODES = [-11, -6, 1, -9, -15, 0]
 CHARGED = {-11, -6, 1}

@@ -111,6 +111,42 @@ def test_suspects_count_against_the_queue():
     assert world.turn(gateway.submits(2)) == ["g ← REPLY 2 SHED 'the queue of embed is full (1 tasks)'"]
 
 
+def test_a_gateway_that_floods_leaves_the_other_its_share():
+    world = World(queue_tasks_max=4)
+    flood, calm = world.gateway("flood"), world.gateway("calm")
+    full = "SHED 'the queue of embed is full (4 tasks)'"
+    assert world.turn(flood.submits(1, 2, 3, 4, 5)) == [f"flood ← REPLY 5 {full}"]
+    assert world.turn(calm.submits(11, 12, 13)) == [f"calm ← REPLY 13 {full}"]
+    assert world.turn(flood.submits(6)) == [f"flood ← REPLY 6 {full}"]
+    worker = world.worker("w1")
+    assert world.turn(worker.credits(1)) == ["w1 ← TASKS 1: 1 2 3 4"]
+    assert world.turn(flood.submits(7, 8, 9)) == [f"flood ← REPLY 9 {full}"], "2 of its own and 2 of the other's wait"
+    world.turn(calm.leaves())
+    assert world.turn(flood.submits(10)) == [], "who is gone leaves its room"
+
+
+def test_a_share_goes_on_with_its_gateway_in_a_new_session():
+    world = World(queue_tasks_max=4)
+    flood, calm = world.gateway("flood"), world.gateway("calm")
+    world.turn(flood.submits(1, 2, 3, 4), calm.submits(11, 12))
+    calm.reconnects()
+    world.turn(calm.greets())
+    assert world.turn(calm.submits(13)) == ["calm ← REPLY 13 SHED 'the queue of embed is full (4 tasks)'"]
+    world.turn(calm.cancels(11))
+    assert world.turn(calm.submits(14)) == []
+
+
+def test_a_gateway_that_does_not_take_its_answers_has_no_share_above_the_bound():
+    world = World(queue_tasks_max=4, answer_bytes_max=100)
+    deaf, flood, worker = world.gateway("deaf"), world.gateway("flood"), world.worker(credit=1)
+    world.turn(deaf.submits(1))
+    world.turn(flood.submits(11, 12, 13, 14))
+    world.turn(worker.finishes(1))
+    assert list(world.mesh.held) == [deaf.session]
+    world.turn(flood.submits(15, 16, 17, 18))
+    assert world.turn(deaf.submits(2)) == ["deaf ← REPLY 2 SHED 'the queue of embed is full (4 tasks)'"]
+
+
 def test_what_was_accepted_before_is_never_shed():
     world = World(queue_tasks_max=1, mesh_tasks_max=1)
     gateway = world.gateway()
@@ -194,7 +230,7 @@ def test_a_queue_whose_tasks_were_cancelled_does_not_keep_them():
     gateway = world.gateway()
     world.turn(gateway.submits(*range(200)))
     world.turn(gateway.cancels(*range(199)))
-    assert len(world.stage().queue._queue) < 70
+    assert sum(len(lane.queue) for lane in world.stage().queue._order) < 70
 
 
 def test_many_cancelled_at_one_worker_are_split_like_any_message():

@@ -187,6 +187,26 @@ def count_held_bytes(world: Busy) -> None:
     world.stage("embed").queue.held_bytes += 1
 
 
+def count_share(world: Busy) -> None:
+    world.gateway_record(world.gateway_peer).shares[0].tasks += 1
+
+
+def count_share_bytes(world: Busy) -> None:
+    world.gateway_record(world.gateway_peer).shares[0].bytes += 1
+
+
+def count_gateways(world: Busy) -> None:
+    world.mesh.directory.gateway_count += 1
+
+
+def count_beyond(world: Busy) -> None:
+    world.mesh.midway.beyond[0] += 1
+
+
+def count_a_lane(world: Busy) -> None:
+    world.stage("rank").queue._order[0].waiting -= 1
+
+
 def keep_answers(world: Busy) -> KeptReplies:
     """Two answers were said and not acknowledged."""
     world.turn(world.gateway_peer.submits(21, route="/nowhere"))
@@ -263,6 +283,11 @@ def hold_for_nothing(world: Busy) -> None:
         (put_off_a_probe, "a probe is put off"),
         (count_held, "embed: held$"),
         (count_held_bytes, "embed: held bytes"),
+        (count_share, "gateway .* at embed: its share"),
+        (count_share_bytes, "gateway .* at embed: its share"),
+        (count_gateways, "gateways$"),
+        (count_beyond, "bytes beyond step 0"),
+        (count_a_lane, "rank: available"),
         (mix_answers, "kept answers out of order"),
         (keep_what_was_never_said, "an answer was never said"),
         (count_answers, "bytes of kept answers"),

@@ -57,6 +57,20 @@ def test_a_task_that_ends_leaves_every_count():
     assert world.turn() == ["g ← REPLY 1 INTERNAL 'oh'"]
 
 
+def test_a_task_that_ended_keeps_no_payload_for_whoever_remembers_it():
+    world = World()
+    gateway, worker = world.gateway(), world.worker(credit=1)
+    world.turn(gateway.submits(1, payload=bytes(1000)))
+    world.turn(gateway.is_unreachable(), worker.is_unreachable())
+    world.wait(2.0, silent=[gateway, worker])
+    (lease,) = world.mesh.late_leases.values()
+    task = world.task(1)
+    assert lease.tasks == [task] and len(task.payload) == 1000
+    world.wait(4.0, silent=[gateway, worker])
+    assert not world.mesh.tasks
+    assert list(world.mesh.late_leases.values()) == [lease] and lease.tasks[0].payload == b""
+
+
 def test_a_leased_task_that_ends_is_leased_no_more():
     world = World()
     gateway = world.gateway()

@@ -1,5 +1,7 @@
 """What peers say of themselves, and what their silence says."""
 
+import json
+
 import pytest
 
 from tests.unit.core.world import KILLED, SEGFAULT, World, stage
@@ -387,6 +389,66 @@ def test_a_broker_that_drains_tells_every_gateway_and_no_worker():
     two.reconnects()
     assert world.turn(two.greets()) == ["two ← WELCOME", "two ← DRAIN"]
     world.worker("w2")
+
+
+def test_what_an_admin_asks_of_a_broker_with_an_agent_is_passed_on_and_work_goes_on():
+    world = World(parent="ours")
+    gateway, ours, other = world.gateway(), world.agent("ours"), world.agent("other")
+    admin = world.agent("admin", Role.ADMIN)
+    assert world.turn(admin.asks_to_drain()) == ["ours ← DRAIN"]
+    assert world.mesh.drain is None and world.turn(gateway.submits(1)) == []
+    shown = json.loads(world.dispatcher.snapshot())
+    assert shown["draining"]
+    assert [agent["draining"] for agent in shown["agents"]] == [True, False]
+    other.reconnects()
+    assert world.turn(other.greets()) == ["other ← WELCOME"]
+    ours.reconnects()
+    assert world.turn(ours.greets()) == ["ours ← WELCOME", "ours ← DRAIN"]
+
+
+def test_an_agent_that_comes_later_hears_what_was_asked_of_it():
+    world = World(parent="ours")
+    admin = world.agent("admin", Role.ADMIN)
+    assert world.turn(admin.asks_to_drain()) == []
+    ours = world.stranger("ours", Role.AGENT)
+    assert world.turn(ours.greets()) == ["ours ← WELCOME", "ours ← DRAIN"]
+
+
+def test_an_admin_of_the_broker_s_own_process_drains_the_broker():
+    """Its agent has told it to."""
+    world = World(parent="ours")
+    world.gateway()
+    world.agent("ours")
+    admin = world.stranger("admin", Role.ADMIN, socket=-1)
+    world.turn(admin.greets())
+    assert world.turn(admin.asks_to_drain()) == ["g ← DRAIN"]
+    assert world.mesh.drain is not None
+
+
+def test_a_drain_of_a_host_is_for_its_agents_alone_and_said_once():
+    world = World(parent="ours")
+    world.gateway()
+    world.agent("ours")
+    there = [world.stranger(name, Role.AGENT) for name in ("one", "two")]
+    for agent in there:
+        world.turn(agent.greets(host="there"))
+    admin = world.agent("admin", Role.ADMIN)
+    assert world.turn(admin.asks_to_drain("nowhere")) == []
+    assert world.turn(admin.asks_to_drain("there")) == ["one ← DRAIN", "two ← DRAIN"]
+    assert world.messages(Drain) == [Drain(0, "enough", "there")] * 2
+    assert world.mesh.drain is None
+    shown = json.loads(world.dispatcher.snapshot())
+    assert not shown["draining"]
+    assert [(agent["host"], agent["draining"]) for agent in shown["agents"]] == [
+        ("here", False),
+        ("there", True),
+        ("there", True),
+    ]
+    there[0].reconnects()
+    assert world.turn(there[0].greets(host="there")) == ["one ← WELCOME"]
+    assert json.loads(world.dispatcher.snapshot())["agents"][-1]["draining"], "it is the same process"
+    world.turn(there[1].leaves())
+    assert len(json.loads(world.dispatcher.snapshot())["agents"]) == 2
 
 
 # Sends that failed

@@ -53,6 +53,18 @@ def test_three_failed_starts_make_a_stage_failing_whichever_workers_they_were(re
     assert restarts.is_failing
 
 
+def test_beyond_the_budget_of_a_minute_a_stage_is_failing_and_says_so():
+    restarts = Restarts(2, NoChance(), 3)
+    assert [restarts.died(1, Deeds.WORKED, now) for now in range(6)] == [0.0] * 6
+    assert not restarts.is_failing and restarts.excess == ""
+    assert restarts.died(2, Deeds.WORKED, 6) == 30.0
+    assert restarts.is_failing
+    assert restarts.excess == "its workers ended more than 6 times within a minute"
+    restarts.started()
+    assert restarts.excess == ""
+    assert restarts.died(2, Deeds.WORKED, 66) == 0.0
+
+
 def test_a_good_start_ends_the_failing(restarts: Restarts):
     for _ in range(3):
         restarts.died(1, Deeds.NONE, 0)

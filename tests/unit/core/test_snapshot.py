@@ -27,6 +27,8 @@ def test_a_broker_that_just_started_shows_its_stages_and_routes_and_nothing_in_t
         "malformed": 0,
         "refused_peers": 0,
         "peers": 0,
+        "leases": 0,
+        "late_leases": 0,
         "kept_replies": 0,
         "kept_bytes": 0,
     }

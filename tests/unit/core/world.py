@@ -66,13 +66,15 @@ def stage(name: str = "embed", **settings: object) -> StagePlan:
 
 
 class World:
-    """`routes` maps paths to names of stages; without it /go leads through all stages in order."""
+    """`routes` maps paths to names of stages; without it /go leads through all stages in order. `parent` names the
+    agent that the broker is a child of."""
 
     def __init__(
         self,
         *stages: StagePlan,
         routes: Mapping[str, Sequence[str]] | None = None,
         host: str = "",
+        parent: str = "",
         **limits: object,
     ) -> None:
         stages = stages or (stage(),)
@@ -81,7 +83,7 @@ class World:
         self.plan = Plan(stages=stages, routes=planned)
         self.limits = Limits(**limits)
         self.now = 100.0
-        self.dispatcher = Dispatcher(self.plan, self.limits, Random(7), self.now, host=host)
+        self.dispatcher = Dispatcher(self.plan, self.limits, Random(7), self.now, host=host, agent=_process(parent))
         self.mesh = self.dispatcher.mesh
         self.peers: list[Peer] = []  # who has been in a session
         self.everybody: list[Peer] = []
@@ -161,11 +163,15 @@ class World:
         assert isinstance(found, Worker)
         return found
 
-    def kept(self, peer: Peer) -> KeptReplies:
-        """What the broker keeps for a gateway."""
+    def gateway_record(self, peer: Peer) -> GatewayRecord:
+        """What the broker knows of a gateway."""
         found = self.mesh.directory.sessions[peer.session]
         assert isinstance(found, GatewayRecord)
-        return found.kept
+        return found
+
+    def kept(self, peer: Peer) -> KeptReplies:
+        """What the broker keeps for a gateway."""
+        return self.gateway_record(peer).kept
 
     # Words for effects.
 
@@ -203,6 +209,10 @@ class World:
                 return type(message).__name__.upper()
 
 
+def _process(name: str) -> PeerId:
+    return PeerId(name.encode().ljust(16, b"."))
+
+
 def _list(items: Iterable[object]) -> str:
     return " ".join(map(str, items))
 
@@ -217,7 +227,7 @@ class Peer:
 
     def __init__(self, world: World, name: str, role: Role, socket: int) -> None:
         self.world, self.name, self.role, self.socket = world, name, role, socket
-        self.peer = PeerId(name.encode().ljust(16, b"."))
+        self.peer = _process(name)
         self.address: Address = (socket, f"{name}/1".encode())
         self.session = SessionId(0)
         self.connection = 1
@@ -258,8 +268,8 @@ class Peer:
     def is_unreachable(self) -> events.PeerUnreachable:
         return events.PeerUnreachable(self.address)
 
-    def asks_to_drain(self) -> events.DrainAsked:
-        return events.DrainAsked(self.address, self.session, Drain(0, "enough"))
+    def asks_to_drain(self, host: str = "") -> events.DrainAsked:
+        return events.DrainAsked(self.address, self.session, Drain(0, "enough", host))
 
     def asks_for_stats(self) -> events.StatsAsked:
         return events.StatsAsked(self.address, self.session, Stats())

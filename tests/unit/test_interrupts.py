@@ -1,0 +1,68 @@
+"""What an agent does when the broker tells it to end or to interrupt a worker: only if that is what it still does."""
+
+import select
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from zmesh.agent import Agent
+from zmesh.messages import Kill, LeaseId, PeerId, Phase
+from zmesh.pipe import Slate
+from zmesh.processes import Child, Slot
+
+CHILD = """
+import signal, sys
+from zmesh.pipe import Slate, child_pipe
+pipe = child_pipe()
+signal.signal(signal.SIGUSR1, lambda *_: pipe.send(say="interrupted", ordered=slate.ordered()))
+slate = Slate.open(pipe.receive_first(10)["slate"])
+slate.write(7, 3)
+pipe.send(say="ready")
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    made = Child("A/1", [sys.executable, "-c", CHILD], {}, slate=Slate.make())
+    yield made
+    made.kill()
+    made.reap()
+    made.close()
+
+
+def hear(child: Child) -> list[dict[str, object]]:
+    assert select.select([child.pipe.fd], [], [], 10)[0], "the child says nothing"
+    return child.pipe.receive() or []
+
+
+def obey(child: Child, **fields: Any) -> None:
+    agent = Agent.__new__(Agent)
+    agent._slots = [Slot("worker", None, 1, None, child=child), Slot("worker", None, 2, None)]  # type: ignore[arg-type]
+    agent._obey(Kill(**{"peer": child.peer, "lease": LeaseId(7), "reason": "test", "interrupt": True, **fields}))
+
+
+def test_a_worker_is_interrupted_in_the_lease_that_was_meant(child: Child):
+    assert hear(child) == [{"say": "ready"}]
+    obey(child, lease=LeaseId(6))
+    obey(child, peer=PeerId(bytes(16)))
+    assert child.slate is not None and child.slate.ordered() == 0, "neither was about what it does"
+    obey(child)
+    assert hear(child) == [{"say": "interrupted", "ordered": 7}]
+    assert child.slate.read()[:2] == (7, Phase.FORWARD), "and it lives"
+
+
+def test_a_worker_is_killed_in_the_lease_that_was_meant(child: Child):
+    hear(child)
+    obey(child, interrupt=False)
+    assert hear(child) == []
+
+
+def test_an_interrupt_for_one_that_has_just_ended_is_harmless(child: Child):
+    hear(child)
+    child.kill()
+    hear(child)
+    obey(child)

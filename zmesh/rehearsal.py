@@ -1,0 +1,38 @@
+"""A worker before its first request: made, and warmed up with its examples."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from zmesh.alarms import ALARMS, Call
+from zmesh.core.effects import Run
+from zmesh.messages import Columns, LeaseId, TaskId
+from zmesh.worker import Worker
+
+__all__ = ["make_worker", "warm_up"]
+
+
+def make_worker(cls: type[Worker], stage: str, worker_id: int, max_batch_size: int) -> Worker:
+    """A worker that knows its place before its `__init__` runs. Raises what that raises."""
+    worker = cls.__new__(cls)
+    worker.stage, worker.worker_id, worker.max_batch_size = stage, worker_id, max_batch_size
+    worker.__init__()  # type: ignore[misc]
+    return worker
+
+
+def warm_up(worker: Worker) -> None:
+    """Run its examples, one by one. Raises what they raise."""
+    examples = list(worker.multi_examples)
+    if not examples and worker.example is not None:
+        examples = [worker.example]
+    for example in examples:
+        is_item = worker.max_batch_size > 1 and not isinstance(example, list)
+        ALARMS.run(_rehearsal(worker, example), worker.forward, [example] if is_item else example)
+
+
+def _rehearsal(worker: Worker, example: Any) -> Call:
+    """So that `current_task` has an answer: tasks that nobody sent and that have all the time in the world."""
+    count = len(example) if worker.max_batch_size > 1 and isinstance(example, list) else 1
+    columns = Columns([TaskId(0)] * count, [3] * count, [0] * count, [1] * count, [0] * count, [b""] * count)
+    return Call(Run(LeaseId(0), columns, [inf] * count, frozenset()), list(range(count)), frozenset())

@@ -15,7 +15,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from time import monotonic, sleep
@@ -116,7 +116,7 @@ class Loop:
     def __init__(self, load: Load) -> None:
         self.load, self.driven = load, Driven()
         self.pad = b"x" * load.pad
-        self.idle: list[Connection] = []
+        self.idle: deque[Connection] = deque()  # in turn, so that none is idle for so long that it is closed
         self.all: set[Connection] = set()
         self.opening = 0
         self.overdue: list[float] = []  # when they were due; they wait for a connection that is being made
@@ -202,7 +202,7 @@ class Loop:
         count = min(len(self.overdue), len(self.idle))
         for due in self.overdue[:count]:
             self.lateness[int((now - due) * LATE_BINS_PER_SECOND)] += 1
-            self._send(self.idle.pop(), now)
+            self._send(self.idle.popleft(), now)
         del self.overdue[:count]
 
     async def run(self) -> Driven:
@@ -219,7 +219,7 @@ class Loop:
         else:
             driven.due = 0
             while self.idle:
-                self._send(self.idle.pop(), began)
+                self._send(self.idle.popleft(), began)
             await asyncio.sleep(load.seconds)
         give_up = monotonic() + load.patience
         while any(connection.busy for connection in self.all) and monotonic() < give_up:  # noqa: ASYNC110

@@ -14,6 +14,10 @@ def stages(host: Host, port: int) -> list[dict[str, Any]]:
     return list(host.request("GET", port, "/mesh").json()["stages"])
 
 
+def agents(host: Host, port: int) -> int:
+    return len(host.request("GET", port, "/mesh").json()["agents"])
+
+
 def workers(host: Host, port: int) -> list[int]:
     return [len(stage["workers"]) for stage in stages(host, port)]
 
@@ -35,6 +39,7 @@ def test_a_host_of_workers_leaves_under_load_and_another_one_takes_over() -> Non
             )
             wait_until(lambda: workers(host, http) == [3, 3])
             assert first.stop() == 0, first.log()
+            wait_until(lambda: agents(host, http) == 2, 2, "the agent's GOODBYE; its silence is noticed after 5 s")
             wait_until(lambda: workers(host, http) == [1, 1])
 
         answers = under_load(http, replace)

@@ -26,7 +26,7 @@ from zmesh.core import events, invariants
 from zmesh.core.effects import DispatcherEffect, Run, Send
 from zmesh.core.events import Address, DispatcherEvent, Heard
 from zmesh.core.tasks import TaskState
-from zmesh.messages import Cancel, Payload, Phase, Reply, Results, State, Status, Tasks
+from zmesh.messages import Cancel, Kill, Payload, Phase, Reply, Results, State, Status, Tasks
 
 if TYPE_CHECKING:
     from tests.simulation.actors import Broker, Gateway
@@ -134,6 +134,8 @@ class Checks:
                     self._void[payload] = True
 
     def _given(self, broker: Broker, address: Address, tasks: Tasks) -> None:
+        if len(tasks.columns.ids) > 1 and broker.dispatcher.mesh.leases[tasks.lease].suspect:
+            self.hits["a group of suspects leaves"] += 1
         connection = broker.router.routes.get(address)
         for id in tasks.columns.ids:
             ask = self.by_id[id]
@@ -229,9 +231,11 @@ class Checks:
     def _why_not(self, ask: Ask, status: int, payload: bytes) -> str | None:
         """Why this is not what the request deserves; None when it is."""
         if status == OK:
-            if ask.flaw is not Flaw.NONE:
+            if ask.flaw not in (Flaw.NONE, Flaw.ENDLESS):
                 return f"it should fail, being {ask.flaw.value}"
             return None if payload == ask.expected else f"I3: {payload!r} instead of {ask.expected!r}"
+        if status == TIMEOUT and payload.startswith(b"request timeout: the stage took longer"):
+            return None if ask.overran else "it did not, alone"
         if status == TIMEOUT:
             early = ask.deadline - self.world.now
             return None if early <= EARLY_SECONDS else f"{early:.3f} s before its deadline"
@@ -347,6 +351,38 @@ class Checks:
             key = batch.asks[row].id, worker.stage.name
             if self._running.get(key) is worker:
                 del self._running[key]
+
+    def part_overran(self, worker: Worker, batch: Batch) -> None:
+        """The worker takes longer than its stage allows, and it may be said of whoever is alone, or runs only once."""
+        self.hits[f"{'one' if len(batch.asks) == 1 else 'several'} took too long"] += 1
+        for ask in batch.asks:
+            ask.overran = ask.overran or len(batch.asks) == 1 or not worker.stage.retry
+
+    def interrupted(self, worker: Worker, batch: Batch) -> None:
+        """Nobody waits for any of it, and it is not the first batch, nor the first one since the last interrupt."""
+        self.hits["a worker is interrupted"] += 1
+        self.expect(worker.may_be_interrupted, f"{worker.name} is interrupted before it has finished anything since")
+        worker.may_be_interrupted = False
+        self._nobody_wants(worker, batch, "is interrupted")
+
+    def killed_by_order(self, worker: Worker, batch: Batch, kill: Kill) -> None:
+        if "took longer" in kill.reason:
+            self.hits["a worker is killed that takes too long"] += 1
+            ran = self.world.now - batch.clock
+            allowed = worker.stage.timeout_seconds + self.simulation.limits.kill_grace_seconds
+            was_hurt = worker.hurt_at >= batch.clock or self.brokers[-1][1] >= batch.clock
+            self.expect(ran >= allowed - HEDGE_SLACK_SECONDS or was_hurt, f"{worker.name} is killed after {ran:.3f} s")
+            self.part_overran(worker, batch)
+        elif "stuck" in kill.reason:
+            self.hits["a worker is killed that is stuck"] += 1
+            self._nobody_wants(worker, batch, "is killed as stuck")
+
+    def _nobody_wants(self, worker: Worker, batch: Batch, what: str) -> None:
+        rows = batch.part.rows if batch.part is not None else []
+        for ask in [batch.asks[row] for row in rows]:
+            is_done = ask.status is not None or ask.is_abandoned or ask.deadline <= self.world.now
+            is_elsewhere = ask.starts.count(worker.stage.name) > 1 or self._was_hurt(ask)
+            self.expect(is_done or is_elsewhere, f"{worker.name} {what}, and somebody waits for {ask.nonce}", ask)
 
     def worker_ended(self, worker: Worker, code: int) -> None:
         """Note whom its death may be charged to: whatever row of the running lease had no acknowledged status."""

@@ -38,6 +38,16 @@ IMPOSSIBLE = {
     "presence: EXITING EXIT": "a repeated EXITED is acknowledged and changes nothing: the first one decides",
 }
 
+# What agents are told to do to their workers, and what comes of it.
+ORDERS = [
+    "one took too long",
+    "several took too long",
+    "a worker is interrupted",
+    "a worker is killed that takes too long",
+    "a worker is killed that is stuck",
+    "a group of suspects leaves",
+]
+
 
 def everything() -> list[str]:
     """All there is to be hit, in the order of the tables."""
@@ -48,7 +58,7 @@ def everything() -> list[str]:
         for row, columns in content.items()
         for column in columns
     ]
-    return words + rows + OTHERS
+    return words + rows + OTHERS + ORDERS
 
 
 def missing(hits: Counter[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tests.simulation.actors import Broker, Gateway
 from tests.simulation.host import KILLED, SEGFAULT, TERMINATED, Agent, Worker
-from tests.simulation.model import Ask, Flaw, Part
+from tests.simulation.model import ENDLESS_SECONDS, Ask, Flaw, Part
 from tests.simulation.network import Cable, Connection, Garbage, Sent, Trigger
 from tests.simulation.scenario import Burst
 from tests.simulation.strangers import PATIENCE_SECONDS, Administrator, strangers
@@ -37,7 +37,7 @@ KINDS: dict[str, float] = {
     "sick_worker": 1,
     "kill_agent": 1,
     "stop_agent": 1,
-    "broken_start": 0.5,
+    "broken_start": 0.8,
     "stop_gateway": 1,
     "clients_leave": 2,
     "overload": 1,
@@ -64,6 +64,7 @@ KINDS: dict[str, float] = {
     "stranger": 1.5,
     "late_hello": 1,
     "order_kill": 1,
+    "endless_forward": 3,
     "remake_socket": 1.5,
 }
 # What a fault may lie in wait for.
@@ -329,7 +330,7 @@ class Faults:
         for worker in self.simulation.workers():
             if worker.stage.name == stage:
                 worker.exit(self.dice.choice((KILLED, SEGFAULT, 1)))
-        also = f"; {self.lose_acknowledgements(None)}" if self.dice.random() < 0.5 else ""
+        also = f"; {self.lose_acknowledgements(None)}" if self.dice.random() < 0.7 else ""
         return f"workers of {stage} do not start for {seconds:.3f} s{also}"
 
     def order_kill(self, near: Process | None) -> str:
@@ -382,6 +383,12 @@ class Faults:
         told = self._ask(count, flaw=Flaw.POISON, seconds=self.dice.uniform(0.1, 0.6))
         self.world.after(0.02, self._silence_gateways)
         return f"one of {told}, who do not live to say that it is too late"
+
+    def endless_forward(self, near: Process | None) -> str:
+        """Whoever runs one of these does not come back before its client has left."""
+        seconds = self.dice.uniform(1.0, 8.0)
+        self.lasts(seconds + ENDLESS_SECONDS)
+        return "one of " + self._ask(self.dice.choice((1, 4, 12)), flaw=Flaw.ENDLESS, seconds=seconds)
 
     def hunt(self, near: Process | None) -> str:
         """Whoever runs one certain innocent request is ended several times in a row, from outside; or crashes, once at

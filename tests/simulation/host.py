@@ -27,11 +27,13 @@ from zmesh.messages import (
     Credit,
     Drain,
     Exited,
+    Kill,
     LeaseId,
     Message,
     PeerId,
     Phase,
     SessionId,
+    Status,
     WorkerBeat,
     WorkerState,
 )
@@ -80,6 +82,7 @@ class Worker(Process):
         self.line = PeerLine(simulation.network, index, cable, self)
         self.batch: Batch | None = None
         self.is_ready = self.is_booted = self.was_out_of_memory = False
+        self.may_be_interrupted = False  # it has finished something since it last was
         self.part_began = 0.0
         self.slow_batch_seconds = 0.0  # how much longer its next batch takes
         self.sick_until = 0.0
@@ -206,7 +209,8 @@ class Worker(Process):
     def _begin(self) -> None:
         lease, self._next = self._next, None
         assert lease is not None
-        self.batch = Batch(lease, self.checks.asks_of(self, lease), self.stage.name, retry=self.stage.retry)
+        asks = self.checks.asks_of(self, lease)
+        self.batch = Batch(lease, asks, self.stage.name, retry=self.stage.retry, now=self.world.now)
         self._begin_part()
 
     def _begin_part(self) -> None:
@@ -226,13 +230,40 @@ class Worker(Process):
                 self.world.tell(self.name, text, [batch.asks[row].id for row in part.rows])
             self.checks.part_begins(self, batch, part)
             self.simulation.faults.part_begins(self, part, batch.asks)
-        if part.seconds:
+        left = batch.clock + self.stage.timeout_seconds - self.world.now
+        if self.stage.timeout_seconds and left < part.seconds and part.hears_signals:
+            self.world.after(max(0.0, left), self._alarm, batch, part)
+        elif part.seconds:
             self.world.after(part.seconds, self._end_part, batch, part)
         else:
             self._end_part(batch, part)
 
+    def _alarm(self, batch: Batch, part: Part) -> None:
+        """SIGALRM in `forward`, or as soon as the process runs again."""
+        if self.is_alive and self.batch is batch and self.is_stopped:
+            self.world.at(self.stopped_until + 0.001, self._alarm, batch, part)
+        elif self.is_alive and self.batch is batch and batch.part is part:
+            self.checks.part_overran(self, batch)
+            text = b"request timeout: the stage took longer than %g s" % self.stage.timeout_seconds
+            self._break_off(batch, part, Status.TIMEOUT, text)
+
+    def interrupt(self, lease: int) -> None:
+        """SIGUSR1: it is heard in `forward` only, and only if it is meant for this lease."""
+        batch, slate = self.batch, self.slate
+        if batch is None or (slate.lease, slate.phase) != (lease, Phase.FORWARD) or self.is_stopped:
+            return
+        part = batch.part
+        if part is not None and part.hears_signals:
+            self.checks.interrupted(self, batch)
+            self._break_off(batch, part, Status.CANCELLED, b"nobody waits for it")
+
+    def _break_off(self, batch: Batch, part: Part, status: Status, text: bytes) -> None:
+        self.world.tell(self.name, f"breaks off lease {batch.lease.lease}: {status.name}")
+        batch.break_off(status, text)
+        self._end_part(batch, part)
+
     def _end_part(self, batch: Batch, part: Part) -> None:
-        if not self.is_alive or self.batch is not batch:
+        if not self.is_alive or self.batch is not batch or batch.part is not part:
             return
         if self.is_stopped:
             self.world.at(self.stopped_until + 0.001, self._end_part, batch, part)
@@ -247,7 +278,9 @@ class Worker(Process):
         self.checks.part_ends(self, batch, part)
         if part.rows:
             self.slate.write(batch.lease.lease, Phase.ENCODE, part.rows[-1])
+        batch.part = None
         if part.event is not None:
+            batch.clock = self.world.now
             self._handle(part.event)
         if batch.todo:
             self._listen()
@@ -263,6 +296,7 @@ class Worker(Process):
             self.world.at(self.stopped_until, self._finish, batch)
             return
         self.slate.finish()
+        self.may_be_interrupted = self.may_be_interrupted or (batch.succeeded and not batch.is_broken_off)
         self.batch = None
         self.turn()
 
@@ -287,7 +321,7 @@ class Agent(Process):
         self.simulation, self.checks, self.host, self.life = simulation, simulation.checks, host, life
         dice = self.world.dice(f"agent {host} {life}")
         self.peer = PeerId(dice.randbytes(16))
-        self.link = AgentLink(self.peer, "host", 10 + host, simulation.plan.fingerprint, simulation.limits)
+        self.link = AgentLink(self.peer, f"h{host}", 10 + host, simulation.plan.fingerprint, simulation.limits)
         seconds = simulation.scenario.wire_seconds
         self.cable = Cable(self.name, seconds)
         self.line = PeerLine(simulation.network, 0, self.cable, self)
@@ -346,8 +380,16 @@ class Agent(Process):
                 case End(kill):
                     for worker in self.workers:
                         if worker.peer == kill.peer and worker.slate.lease == kill.lease:
-                            self.world.tell(self.name, f"kills {worker.name}: {kill.reason}")
-                            worker.exit(KILLED)
+                            self._obey(worker, kill)
+
+    def _obey(self, worker: Worker, kill: Kill) -> None:
+        self.world.tell(self.name, f"{'interrupts' if kill.interrupt else 'kills'} {worker.name}: {kill.reason}")
+        if kill.interrupt:
+            worker.interrupt(kill.lease)
+            return
+        if worker.batch is not None:
+            self.checks.killed_by_order(worker, worker.batch, kill)
+        worker.exit(KILLED)
 
     def _say(self, session: SessionId, message: Message) -> None:
         self.line.send(session, message)

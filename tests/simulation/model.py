@@ -6,6 +6,8 @@ which stages it went through, in which order. A few requests have a *flaw* at on
 * BAD: the row has an error of its own, and nobody else has;
 * RAISE: `forward` raises for any batch it is in, so that the batch is bisected;
 * POISON: the process ends when it gets there, in decode, forward or encode;
+* ENDLESS: `forward` takes far longer than anybody waits for any batch it is in; half of the time in native code, where
+  no signal is heard;
 * HUGE: it is larger than a message may be.
 
 A *sick* worker answers each row with an error that bears its name and the lease, so that it shows whose word counted.
@@ -26,11 +28,12 @@ from zmesh.core.effects import Run
 from zmesh.core.events import RowsFinished
 from zmesh.messages import Kind, Payload, Phase, Status, TaskId
 
-__all__ = ["SICK", "Ask", "Batch", "Flaw", "Part", "Slate"]
+__all__ = ["ENDLESS_SECONDS", "SICK", "Ask", "Batch", "Flaw", "Part", "Slate"]
 
 ERRORS = (Status.BAD_REQUEST, Status.VALIDATION, Status.INTERNAL)
 SICK = b"sick: "
 POISONOUS = (Phase.DECODE, Phase.FORWARD, Phase.FORWARD, Phase.FORWARD, Phase.ENCODE)
+ENDLESS_SECONDS = 25.0
 
 
 class Flaw(Enum):
@@ -38,6 +41,7 @@ class Flaw(Enum):
     BAD = "bad"
     RAISE = "raise"
     POISON = "poison"
+    ENDLESS = "endless"
     HUGE = "huge"  # larger than a message may be
 
 
@@ -65,6 +69,7 @@ class Ask:
     given: int = 0  # leases that it was in
     holders: list[Process] = field(default_factory=list)  # the processes that were given it
     bystander: bool = False  # it was in a batch of a once-only stage that raised
+    overran: bool = False  # it took longer than its stage allows, alone or at a once-only stage
 
     @property
     def expected(self) -> bytes:
@@ -118,15 +123,22 @@ class Part:
     rows: list[int]  # that reach `forward`
     halves: list[list[int]] = field(default_factory=list)
     killer: tuple[Ask, Phase, int] | None = None  # who ends the process, in which phase and row
+    is_native: bool = False  # no signal is heard while it runs
+
+    @property
+    def hears_signals(self) -> bool:
+        return bool(self.rows) and not self.is_native and self.killer is None
 
 
 class Batch:
     """A lease as it runs, part by part."""
 
-    def __init__(self, lease: Run, asks: list[Ask], stage: str, *, retry: bool) -> None:
+    def __init__(self, lease: Run, asks: list[Ask], stage: str, *, retry: bool, now: float) -> None:
         self.lease, self.asks, self.stage, self.retry = lease, asks, stage, retry
         self.todo = [list(range(len(asks)))]
         self.part: Part | None = None
+        self.clock = now  # when it began, or said something last
+        self.succeeded = self.is_broken_off = False
 
     def begin(
         self, now: float, cancelled: Collection[int], dice: Random, cost: tuple[float, float], sick: bytes = b""
@@ -143,6 +155,9 @@ class Batch:
                 rows.append(row)
         seconds = (cost[0] + cost[1] * len(rows)) * (0.7 + 0.6 * dice.random()) if rows else 0.0
         self.part = part = Part(None, seconds, rows)
+        endless = [self.asks[row] for row in rows if self.asks[row].has(Flaw.ENDLESS, self.stage)]
+        if endless:
+            part.seconds, part.is_native = ENDLESS_SECONDS, any(ask.nonce % 2 for ask in endless)
         killer = next((row for row in rows if self.asks[row].has(Flaw.POISON, self.stage)), None)
         if killer is not None:
             ask = self.asks[killer]
@@ -171,8 +186,23 @@ class Batch:
             ends = [list(column) for column in zip(*done, strict=True)]
             kinds = [int(Kind.INLINE)] * len(done)
             part.event = RowsFinished(ends[0], ends[1], kinds, ends[2], int(seconds * 1e6))  # type: ignore[arg-type]
+            self.succeeded = self.succeeded or int(Status.OK) in ends[1]
         self.todo += part.halves
         return part
+
+    def break_off(self, status: Status, text: bytes) -> None:
+        """What runs and what was still to do ends with this; what had ended before `forward` stays as it was."""
+        part = self.part
+        assert part is not None
+        rows = sorted({*part.rows, *(row for half in self.todo for row in half)})
+        done = {row: (int(status), text) for row in rows}
+        if part.event is not None:
+            before = zip(part.event.rows, part.event.statuses, part.event.payloads, strict=True)
+            done |= {row: (said, bytes(payload)) for row, said, payload in before if row not in done}
+        self.todo, self.is_broken_off = [], True
+        statuses, payloads = zip(*done.values(), strict=True)
+        kinds = [int(Kind.INLINE)] * len(done)
+        part.event = RowsFinished(list(done), list(statuses), kinds, list(payloads), int(part.seconds * 1e6))
 
     def _result(self, row: int) -> tuple[int, bytes]:
         ask = self.asks[row]

@@ -56,6 +56,7 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
     count = dice.choice((1, 1, 2, 2, 2, 3, 3))
     once = dice.randrange(count) if dice.random() < 0.35 else -1
     stages, costs = [], {}
+    patience = Random(f"{seed} patience")
     for index, name in enumerate(NAMES[:count]):
         size = dice.choice((1, 4, 8, 16, 16, 32))
         costs[name] = (dice.uniform(0.002, 0.006), 0.0) if size == 1 else (dice.uniform(0.004, 0.030), 0.0005)
@@ -70,6 +71,7 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
                 spread=dice.random() < 0.2,
                 retry=index != once,
                 prefetch=dice.choice((1, 2, 2, 2, 3)),
+                timeout_seconds=patience.choice((0.0, 0.0, 0.0, 0.5, 2.0, 6.0)),
             )
         )
     routes = dice.choice(ROUTES[count])
@@ -91,6 +93,8 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
         message_rows_max=dice.choice((5, 20)) if small else 4096,
         message_inline_bytes_max=8 * KIB if small else 128 * KIB,
         exit_grace_seconds=dice.choice((0.020, 0.020, 0.200)),
+        stuck_seconds=patience.choice((10.0, 3.0)),
+        stuck_first_seconds=patience.choice((60.0, 6.0)),
         story_steps_max=512 if is_told else 1,  # stories are told when a seed is replayed, and cost time
     )
     odds = {kind: weight for kind, weight in kinds.items() if dice.random() < 0.55}

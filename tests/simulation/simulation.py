@@ -107,7 +107,8 @@ class Simulation:
         """One gateway accepts some requests; with `flaw` the first one has it, with `seconds` all live so long."""
         gateway = self.gateways[burst.gateway]
         stages = next(route.stages for route in self.plan.routes if route.path == burst.route)
-        asks = [self._ask(gateway, burst.route, stages, is_plain=is_plain) for _ in range(burst.count)]
+        plain = [is_plain or (flaw is not Flaw.NONE and row == 0) for row in range(burst.count)]  # one flaw is enough
+        asks = [self._ask(gateway, burst.route, stages, is_plain=one) for one in plain]
         if flaw is not Flaw.NONE:
             asks[0].flaw, asks[0].flaw_at = flaw, self.load.choice(stages)
         lives = [seconds or self._life() for _ in asks]

@@ -86,7 +86,7 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
     stage.counts.tasks_ok += good
     if taken:
         lease.clock = mesh.now
-        lease.succeeded = lease.succeeded or good > 0
+        lease.succeeded = lease.succeeded or OK in results.statuses  # whoever wants it
         if lease.is_open and not lease.is_free:
             service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
             stage.batcher.answered(mesh.now, taken, service, good > 0)

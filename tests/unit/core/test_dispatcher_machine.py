@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from random import Random
 
 import pytest
@@ -20,13 +21,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
-from zmesh.core import endings, events, invariants
+from zmesh.core import endings, events, intake, invariants, orders
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.effects import Send
 from zmesh.core.events import Address, DispatcherEvent
 from zmesh.core.mesh import Mesh
 from zmesh.core.queues import StageQueue
 from zmesh.core.replies import KeptReplies
+from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import TaskState
 from zmesh.core.workers import Crew, Lease, Worker
 from zmesh.messages import (
@@ -39,6 +41,7 @@ from zmesh.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Kill,
     LeaseId,
     PeerId,
     Refuse,
@@ -60,8 +63,8 @@ EXAMPLES = 50 if os.environ.get("ZMESH_FAST") == "1" else 500
 STEPS = 50
 PLAN = Plan(
     stages=(
-        StagePlan(name="many", worker="Many", max_batch_size=3, max_wait_ms=5.0),
-        StagePlan(name="once", worker="Once", max_batch_size=2, batching="greedy", retry=False),
+        StagePlan(name="many", worker="Many", max_batch_size=4, max_wait_ms=5.0),
+        StagePlan(name="once", worker="Once", max_batch_size=2, batching="greedy", retry=False, timeout_seconds=4.0),
     ),
     routes=tuple(
         RoutePlan(path=path, stages=stages)
@@ -84,11 +87,12 @@ LIMITS = Limits(
     answer_bytes_max=1200,
     message_rows_max=5,
 )
-FAULTS = [Status.OK, Status.OK, Status.OK, Status.VALIDATION, Status.INTERNAL]
+FAULTS = [Status.OK, Status.OK, Status.OK, Status.VALIDATION, Status.INTERNAL, Status.TIMEOUT]
 CODES = [-11, -6, 1, -9, -15, 0]
 CHARGED = {-11, -6, 1}
 SECONDS = [0.001, 0.01, 0.021, 0.3, 1.0, 2.0, 5.0, 11.0]
-LONG_MS, SHORT_MS = 10**8, 400
+LONG_MS, HURRY_MS, SHORT_MS = 10**8, 2500, 400
+PATIENCE = PLAN.stages[1].timeout_seconds + LIMITS.kill_grace_seconds
 
 WORKERS_MAX = 6
 
@@ -129,6 +133,9 @@ class Hands(Speaker):
     held: dict[LeaseId, list[TaskId]] = field(default_factory=dict)
     open_rows: dict[LeaseId, list[int]] = field(default_factory=dict)
     kept: dict[LeaseId, list[Results]] = field(default_factory=dict)
+    began: dict[LeaseId, float] = field(default_factory=dict)  # what ran
+    good: set[LeaseId] = field(default_factory=set)  # finished, with a success
+    interrupted: list[LeaseId] = field(default_factory=lambda: [LeaseId(0)])
 
     @property
     def stage(self) -> int:
@@ -194,6 +201,8 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.ok_sent: set[tuple[TaskId, int]] = set()
         self.started: set[tuple[TaskId, int]] = set()
         self.deaths: Counter[TaskId] = Counter()
+        self.overran: set[TaskId] = set()
+        self.orders: list[Kill] = []  # what the agent was told and has not yet done
         self.answered: set[TaskId] = set()
         # Who is there.
         self.agent = self._greet(Speaker(self._peer(), 0), Role.AGENT)
@@ -238,6 +247,10 @@ class DispatcherMachine(RuleBasedStateMachine):
                 for lease in leases:
                     assert lease not in speaker.held, "a lease is acknowledged before its last row"
                     speaker.kept.pop(lease, None)
+            case Kill() as kill:
+                assert speaker is self.agent, "only agents end and interrupt"
+                self._check_order(kill)
+                self.orders.append(kill)
             case Cancel(ids=ids):
                 assert not any(id in self.wanted for id in ids), "a task is cancelled that is still wanted"
             case _:
@@ -261,6 +274,27 @@ class DispatcherMachine(RuleBasedStateMachine):
             ran_before = stage == ONCE and (id, stage) in self.started
             assert not ran_before, f"task {id} may run but once: {self.dispatcher.story(id)}"
 
+    def _check_order(self, kill: Kill) -> None:
+        hands = next(hands for hands in self.workers if hands.peer == kill.peer)
+        if kill.interrupt:
+            assert not self._is_wanted(hands, kill.lease), f"lease {kill.lease} is interrupted, and somebody waits"
+            last = hands.interrupted[-1]
+            since = [lease for lease in hands.good if last < lease < kill.lease and lease not in hands.interrupted]
+            assert since, f"lease {kill.lease} is interrupted, and nothing was finished since {last}"
+            hands.interrupted.append(kill.lease)
+        elif hands.stage == ONCE:
+            ran = self.now - hands.began.get(kill.lease, inf)
+            assert ran >= PATIENCE - 0.001, f"a worker is killed that runs for {ran} s"
+            self.overran |= set(hands.held.get(kill.lease, ()))
+        else:
+            assert not self._is_wanted(hands, kill.lease), f"a worker is stuck in {kill.lease}, and somebody waits"
+
+    def _is_wanted(self, hands: Hands, lease: LeaseId) -> bool:
+        """Whether somebody waits for a row of this that has no status, at this stage."""
+        ids = [hands.held[lease][row] for row in hands.open_rows[lease]] if lease in hands.held else []
+        done = [id for id in ids if id not in self.wanted or id in self.answered or (id, hands.stage) in self.ok_sent]
+        return len(done) < len(ids)
+
     def _take(self, hands: Hands, tasks: Tasks) -> None:
         assert len(hands.held) < hands.prefetch, "above its credit"
         hands.used += 1
@@ -274,6 +308,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         """Whatever is now the oldest lease is running."""
         for id in hands.held.get(hands.running, ()):
             self.started.add((id, hands.stage))
+        hands.began.setdefault(hands.running, self.now)
 
     def _check_reply(self, gateway: Asker, reply: Reply) -> None:
         assert reply.number == gateway.number + 1 and len(reply.ids) <= LIMITS.message_rows_max
@@ -296,6 +331,9 @@ class DispatcherMachine(RuleBasedStateMachine):
             if status == Status.OK:
                 last = ROUTES[wanted.path][-1]
                 assert (id, last) in self.ok_sent and payload == result_of(id, last), f"a made-up answer for {id}"
+            if status == Status.TIMEOUT:
+                left = wanted.deadline - self.now
+                assert left <= HURRY_MS / 1000 or id in self.overran, f"{id} is late with {left} s left"
             if status == Status.POISONED:
                 assert self.deaths[id] >= LIMITS.deaths_max, f"{id} is poisoned after {self.deaths[id]} deaths"
 
@@ -358,6 +396,23 @@ class DispatcherMachine(RuleBasedStateMachine):
         for path in range(3):
             self.submit(number, (number + path) % len(ROUTES), rows, 0)
 
+    @rule(number=small, rows=st.integers(2, 8))
+    def crash_in_a_hurry(self, number: int, rows: int) -> None:
+        """A slow batch ends, and the next one crashes and has little time left."""
+        hands = self._worker(number, is_linked=True)
+        if hands is None:
+            return
+        self._beat_for(1.0)
+        self.finish(number, 0, 0)
+        gateway, ids = self.gateways[number % 2], [TaskId(next(self.numbers)) for _ in range(rows)]
+        for id in ids:
+            self.wanted[id] = Wanted(gateway, "/many", self.now + HURRY_MS / 1000, b"body of %d" % id)
+        self._submit(gateway, "/many", ids)
+        if hands.is_alive and hands.running:
+            self._end(hands, -11, SlatePhase.FORWARD)
+            self.turn(after=LIMITS.exit_grace_seconds)
+            self.spawn(hands.stage, hands.prefetch)
+
     def _submit(self, gateway: Asker, route: str, ids: list[TaskId], *, again: bool = False) -> None:
         if not gateway.is_linked:
             return  # it is kept, and submitted when the gateway is back
@@ -418,6 +473,21 @@ class DispatcherMachine(RuleBasedStateMachine):
             chosen = [id for id in chosen if id not in own]
             if gateway.is_linked:
                 self._forget(gateway, own, "client gone")
+
+    @rule(number=small, is_done_before=st.booleans())
+    def nobody_wants_a_batch_any_more(self, number: int, is_done_before: bool) -> None:
+        """Mostly of a worker that has brought one to a good end, for others are left alone."""
+        hands = self._worker(number, is_linked=True)
+        if hands is None:
+            return
+        if is_done_before:
+            self.finish(number, 0, 0)
+        ids = [id for id in hands.held.get(hands.running, ()) if id in self.wanted]
+        for gateway in self.gateways:
+            if gateway.is_linked:
+                self._forget(
+                    gateway, [id for id in ids if id in self.wanted and self.wanted[id].gateway is gateway], ""
+                )
 
     def _forget(self, gateway: Asker, ids: list[TaskId], reason: str) -> None:
         for id in ids:
@@ -488,9 +558,17 @@ class DispatcherMachine(RuleBasedStateMachine):
         statuses = [int(FAULTS[(faults + row) % len(FAULTS)]) for row in done]
         payloads = [result_of(ids[row], hands.stage) for row in done]
         results = Results(self.epoch, lease, done, statuses, [0] * len(done), payloads, 3)
-        self.ok_sent |= {(ids[row], hands.stage) for row, status in zip(done, statuses, strict=True) if status == 0}
+        good = {(ids[row], hands.stage) for row, status in zip(done, statuses, strict=True) if status == 0}
+        self.ok_sent |= good
+        if hands.stage == ONCE or len(ids) == 1:
+            self.overran |= {ids[row] for row, status in zip(done, statuses, strict=True) if status == Status.TIMEOUT}
+        return self._says(hands, results, is_good=bool(good))
+
+    def _says(self, hands: Hands, results: Results, *, is_good: bool) -> events.BatchFinished:
+        lease = results.lease
         hands.kept.setdefault(lease, []).append(results)
-        hands.open_rows[lease] = [row for row in left if row not in done]
+        hands.good |= {lease} if is_good else set()
+        hands.open_rows[lease] = [row for row in hands.open_rows[lease] if row not in results.rows]
         if not hands.open_rows[lease]:
             del hands.held[lease], hands.open_rows[lease]
             self._run(hands)
@@ -535,6 +613,22 @@ class DispatcherMachine(RuleBasedStateMachine):
         rows = list(range(len(ids)))
         results = Results(self.epoch + 1, LeaseId(1), rows, statuses, [0] * len(ids), payloads, 3, ids)
         self.say(hands, hands.says(results), after=0.001)
+
+    @precondition(lambda self: self.orders)
+    @rule()
+    def the_agent_does_as_it_was_told(self) -> None:
+        """If that is what the worker still runs."""
+        orders, self.orders = self.orders, []
+        for kill in orders:
+            hands = next(hands for hands in self.workers if hands.peer == kill.peer)
+            if not hands.is_alive or hands.running != kill.lease:
+                continue
+            if kill.interrupt:
+                rows = hands.open_rows[kill.lease]
+                ends = [int(Status.CANCELLED)] * len(rows), [0] * len(rows), [b""] * len(rows)
+                self.say(hands, self._says(hands, Results(self.epoch, kill.lease, rows, *ends, 3), is_good=False))
+                continue
+            self._end(hands, -9, SlatePhase.FORWARD)
 
     @precondition(lambda self: self.in_flight)
     @rule(number=small)
@@ -755,7 +849,33 @@ def what_came_back_is_leased_for_a_gateway_that_is_full(monkeypatch: pytest.Monk
     monkeypatch.setattr(Mesh, "not_held", lambda mesh, stage, tasks: tasks)
 
 
+def first_batches_are_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt = orders.interrupt_unwanted
+
+    def impatient(mesh: Mesh, worker: Worker) -> None:
+        worker.may_interrupt = True
+        interrupt(mesh, worker)
+
+    monkeypatch.setattr(intake, "interrupt_unwanted", impatient)
+
+
+def what_somebody_wants_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_wanted(lease: Lease) -> bool:
+        return all(task.state is not TaskState.DONE for task in lease.tasks)
+
+    monkeypatch.setattr(Lease, "is_wanted", is_wanted)
+
+
+def workers_are_killed_without_a_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        StageRecord, "kill_at", lambda stage, lease, limits: lease.clock + stage.plan.timeout_seconds / 2
+    )
+
+
 MUTATIONS = [
+    first_batches_are_interrupted,
+    what_somebody_wants_is_interrupted,
+    workers_are_killed_without_a_grace,
     what_was_answered_is_run_again,
     answers_die_with_their_session,
     acknowledged_answers_are_kept,

@@ -65,6 +65,7 @@ KINDS: dict[str, float] = {
     "late_hello": 1,
     "order_kill": 1,
     "endless_forward": 3,
+    "drain_host": 1,
     "remake_socket": 1.5,
 }
 # What a fault may lie in wait for.
@@ -90,6 +91,7 @@ MOMENTS: dict[str, tuple[type, ...]] = {
 }
 IN_WAIT = 0.6  # of those that can
 IN_WAIT_SECONDS = 2.0
+RETIRED_SECONDS = 3.0  # after an agent was told to drain
 HALF_OPEN_SECONDS = (15.0, 30.0)  # until an end that heard nothing of a break learns of it (keep-alive)
 T = TypeVar("T")
 
@@ -314,6 +316,26 @@ class Faults:
         self.world.after(seconds, self._replace_agent, agent)
         self.lasts(seconds)
         return f"{agent.name} dies with its workers; another one comes in {seconds:.3f} s"
+
+    def drain_host(self, near: Process | None) -> str:
+        """An operator tells it to finish and go; see `retires`."""
+        agent = self._one([agent for agent in self.simulation.agents if agent.is_alive and not agent.is_retiring])
+        if agent is None or self.simulation.broker is None:
+            return ""
+        self._strangers += 1
+        Administrator(self.simulation, self._strangers, drain=True, host=agent.host_name)
+        self.lasts(PATIENCE_SECONDS)
+        return f"{agent.host_name} is to drain"
+
+    def retires(self, agent: Agent) -> None:
+        """It was told to, and is replaced a while after its workers have gone."""
+        self.world.after(RETIRED_SECONDS, self._end_agent, agent)
+        self.lasts(RETIRED_SECONDS + 1.0)
+
+    def _end_agent(self, agent: Agent) -> None:
+        if agent.is_alive:
+            agent.die()
+            self.world.after(self.dice.uniform(0.1, 1.0), self._replace_agent, agent)
 
     def _replace_agent(self, former: Agent) -> None:
         agents = self.simulation.agents

@@ -18,7 +18,7 @@ from tests.simulation.model import Batch, Part, Slate
 from tests.simulation.network import Cable, PeerLine
 from tests.simulation.world import Process
 from zmesh.config import StagePlan
-from zmesh.core.agency import AgentEvent, AgentLink, Beat, End, WorkerGone
+from zmesh.core.agency import AgentEvent, AgentLink, Beat, End, Retire, WorkerGone
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
 from zmesh.core.events import DrainAsked, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.restarts import Deeds, Restarts
@@ -46,6 +46,7 @@ __all__ = ["Agent", "Slot", "Worker"]
 BOOT_SECONDS = (0.05, 0.30)
 EXIT_SEEN_SECONDS = 0.001
 SEGFAULT, KILLED, TERMINATED = -11, -9, -15
+RETIRING_SECONDS = 2.5
 
 
 class Worker(Process):
@@ -321,7 +322,9 @@ class Agent(Process):
         self.simulation, self.checks, self.host, self.life = simulation, simulation.checks, host, life
         dice = self.world.dice(f"agent {host} {life}")
         self.peer = PeerId(dice.randbytes(16))
-        self.link = AgentLink(self.peer, f"h{host}", 10 + host, simulation.plan.fingerprint, simulation.limits)
+        self.host_name = f"h{host}"
+        self.link = AgentLink(self.peer, self.host_name, 10 + host, simulation.plan.fingerprint, simulation.limits)
+        self.is_retiring = False
         seconds = simulation.scenario.wire_seconds
         self.cable = Cable(self.name, seconds)
         self.line = PeerLine(simulation.network, 0, self.cable, self)
@@ -375,12 +378,25 @@ class Agent(Process):
                     self._connect_at = self.world.now + after_seconds
                 case Report(level, text):
                     self.world.tell(self.name, f"{level}: {text}")
+                case Retire(drain):
+                    self._retire(drain)
                 case Leave(reason):
                     raise Broken(f"{self.name}, who is welcome, leaves: {reason}")
                 case End(kill):
                     for worker in self.workers:
                         if worker.peer == kill.peer and worker.slate.lease == kill.lease:
                             self._obey(worker, kill)
+
+    def _retire(self, drain: Drain) -> None:
+        if self.is_retiring:
+            return
+        self.is_retiring = True
+        self.world.tell(self.name, f"retires: {drain.reason}")
+        for slot in self.slots:
+            slot.start_at = None
+        for worker in self.workers:
+            worker.order_drain(RETIRING_SECONDS)
+        self.simulation.faults.retires(self)
 
     def _obey(self, worker: Worker, kill: Kill) -> None:
         self.world.tell(self.name, f"{'interrupts' if kill.interrupt else 'kills'} {worker.name}: {kill.reason}")
@@ -426,7 +442,8 @@ class Agent(Process):
         deeds = Deeds.WORKED if worker.slate.finished else Deeds.READY if worker.is_ready else Deeds.NONE
         now, slate = self.world.now, worker.slate
         slot.worker = None
-        slot.start_at = now + slot.restarts.died(slot.number, deeds, now)
+        wait = slot.restarts.died(slot.number, deeds, now)
+        slot.start_at = None if self.is_retiring else now + wait
         reason = "Traceback\nRuntimeError: no weights" if deeds is Deeds.NONE else f"exit code {code}"
         lease = LeaseId(slate.lease)
         is_failing = slot.restarts.is_failing

@@ -76,11 +76,11 @@ class Stranger(Process):
 
 
 class Administrator(Stranger):
-    """An operator, who asks how things are and may say DRAIN."""
+    """An operator, who asks how things are and may say DRAIN: to the broker, or to the agents of a host."""
 
-    def __init__(self, simulation: Simulation, number: int, *, drain: bool = False) -> None:
+    def __init__(self, simulation: Simulation, number: int, *, drain: bool = False, host: str = "") -> None:
         hello = greeting(simulation, number, Role.ADMIN)
-        words: list[Message] = [Stats(), *([Drain(0, "a new version")] if drain else [])]
+        words: list[Message] = [Stats(), *([Drain(0, "a new version", host)] if drain else [])]
         super().__init__(simulation, number, 0, hello, [*words, Goodbye([])])
 
 

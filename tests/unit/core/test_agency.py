@@ -66,9 +66,9 @@ def test_an_agent_says_hello_until_it_is_welcome(fresh: AgentLink):
     assert fresh.next_wakeup() == 1
     assert fresh.handle(Tick(), now=0.9) == []
     assert fresh.handle(Tick(), now=1) == [hello]
-    assert (fresh.joined, fresh.epoch) == (False, 0)
+    assert (fresh.joined, fresh.session, fresh.epoch) == (False, NONE, 0)
     assert fresh.handle(welcome(), now=1.1) == []
-    assert (fresh.joined, fresh.epoch) == (True, 5)
+    assert (fresh.joined, fresh.session, fresh.epoch) == (True, FIRST, 5)
     assert fresh.handle(Tick(), now=2) == []
 
 

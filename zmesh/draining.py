@@ -135,24 +135,27 @@ def drain(errand: Errand) -> str:
     context = Context()
     admin = _Admin(context, errand.endpoint)
     try:
-        snapshot = _find(admin, errand)
-        hosts = sorted({str(agent["host"]) for agent in snapshot["agents"]})
-        if errand.host and errand.host not in hosts:
-            raise StartError(f"no host {errand.host} has joined; the hosts are: {', '.join(hosts)}")
-        _Watch(errand, snapshot).until_gone(admin)
+        _find(admin, errand)
+        _Watch(errand, admin.snapshot).until_gone(admin)
     finally:
         admin.close()
         context.close()
     return f"{errand.whom} has left"
 
 
-def _find(admin: _Admin, errand: Errand) -> dict[str, Any]:
+def _find(admin: _Admin, errand: Errand) -> None:
+    """Until there is whom to drain. Workers may have joined a moment before their agent."""
     until = monotonic() + NOBODY_SECONDS
-    while not admin.snapshot:
+    while not admin.snapshot or (errand.host and errand.host not in _hosts(admin)):
         if monotonic() >= until:
+            if admin.snapshot:
+                raise StartError(f"no host {errand.host} has joined; the hosts are: {', '.join(_hosts(admin))}")
             raise StartError(f"no broker answers at {errand.where}; is it what the head was told to --bind?")
         admin.ask()
-    return admin.snapshot
+
+
+def _hosts(admin: _Admin) -> list[str]:
+    return sorted({str(agent["host"]) for agent in admin.snapshot["agents"]})
 
 
 class _Watch:

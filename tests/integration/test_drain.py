@@ -69,6 +69,9 @@ def test_one_of_two_hosts_is_drained_under_load(need: Callable[[object, str], No
         head = held.enter_context(host.program("run", APP, "--bind", bind, "--port", http, "--timeout", "30000"))
         away = held.enter_context(host.program("worker", APP, "--connect", bind, command=renamed))
 
+        def agents() -> list[str]:
+            return sorted(one["host"] for one in host.request("GET", http, "/mesh").json()["agents"])
+
         def workers() -> list[list[Any]]:
             found = host.request("GET", http, "/mesh").json()["stages"]
             return [sorted(one["host"] for one in stage["workers"]) for stage in found]
@@ -76,6 +79,7 @@ def test_one_of_two_hosts_is_drained_under_load(need: Callable[[object, str], No
         here = socket.gethostname()
         host.wait_ready(http)
         wait_until(lambda: workers() == [sorted([here, here, ELSEWHERE, ELSEWHERE])] * 2)
+        wait_until(lambda: agents() == sorted([here, ELSEWHERE]))
         unknown = zmesh_drain("--connect", bind, "--host", "nowhere")
         hosts = ", ".join(sorted([here, ELSEWHERE]))
         said = f"zmesh: no host nowhere has joined; the hosts are: {hosts}\n"
@@ -87,7 +91,7 @@ def test_one_of_two_hosts_is_drained_under_load(need: Callable[[object, str], No
         assert (drained[0].returncode, drained[0].stdout) == (0, f"host {ELSEWHERE} has left\n"), drained[0].stderr
         assert away.process.wait(5) == 0, away.log()
         assert "zmesh drain: finishing what was accepted, for 20 s at most" in away.log()
-        assert workers() == [[here, here]] * 2
+        assert agents() == [here] and workers() == [[here, here]] * 2
         assert_all_right(answers, head.log())
         assert sum(one["counters"]["deaths"] for one in host.request("GET", http, "/mesh").json()["stages"]) == 0
         last = zmesh_drain("--connect", bind)

@@ -109,3 +109,18 @@ def test_a_directory_is_waited_for_after_its_broker_is_gone(monkeypatch: pytest.
 def test_what_cannot_be_asked(connect: str, path: str, error: type[StartError]):
     with pytest.raises(error):
         draining.errand(connect, path, "", insecure=False, seconds=0)
+
+
+def test_a_host_is_looked_for_while_its_agent_may_be_on_its_way():
+    """Its workers may be there already."""
+    broker = Broker({}, {}, snapshot(agent("here", 1)), snapshot(agent("here", 1), agent("there", 2)))
+    draining._find(broker, HOST)  # type: ignore[arg-type]
+    assert draining._hosts(broker) == ["here", "there"]  # type: ignore[arg-type]
+
+
+def test_a_host_that_nobody_knows_is_told_from_a_broker_that_nobody_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(draining, "NOBODY_SECONDS", 0.01)
+    with pytest.raises(StartError, match=r"^no host there has joined; the hosts are: here$"):
+        draining._find(Broker({}, snapshot(agent("here", 1))), HOST)  # type: ignore[arg-type]
+    with pytest.raises(StartError, match=r"^no broker answers at x; "):
+        draining._find(Broker({}, {}), HOST)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ there could tear a message in two, or meet a batch that it was never meant for. 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection
@@ -133,3 +134,11 @@ class Alarms:
 
 
 ALARMS = Alarms()
+
+
+def _forget_broker() -> None:
+    """A child that user code has forked has our memory but not our connection: libzmq would wait for ever there."""
+    ALARMS.listen = _nothing
+
+
+os.register_at_fork(after_in_child=_forget_broker)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from zmesh.config import OPTIONS, Option, Settings
+from zmesh.config import LARGEST, OPTIONS, Option, Settings
 from zmesh.errors import StartError, UsageError
 
 if TYPE_CHECKING:
@@ -253,22 +253,25 @@ def status(url: str, output: str) -> int:
 @zmesh.command("drain")
 @click.option("--connect", metavar="tcp://HOST:PORT", default="", help="the broker to ask, as it was told to bind")
 @click.option("--path", metavar="DIR", default="", help="the sockets of a run on this host, as it was told")
-@click.option("--host", metavar="NAME", default="", help="only what runs on this host, as zmesh status names it")
+@click.option("--host", metavar="NAME", help="only what runs on this host, as zmesh status names it")
 @click.option("--insecure", is_flag=True, help="allow an address on another machine, although nothing there is locked")
 @click.option(
     "--drain-timeout",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, LARGEST),
     default=0,
     help="time to finish in; in ms; default 0: as long as they were started with, and we wait for 60 s",
 )
-def drain(connect: str, path: str, host: str, insecure: bool, drain_timeout: int) -> int:
+def drain(connect: str, path: str, host: str | None, insecure: bool, drain_timeout: int) -> int:
     """Have a mesh, or one host of it, finish what it has accepted and go, and wait until it is gone.
 
     It does what SIGTERM does to the command that started it.
     """
     from zmesh import draining
 
-    errand = draining.errand(connect, path, host, insecure=insecure, seconds=drain_timeout / 1000)
+    if host == "":  # a variable of a script that is not set, and all hosts would go
+        raise UsageError("--host needs a name; without --host the whole mesh is drained")
+
+    errand = draining.errand(connect, path, host or "", insecure=insecure, seconds=drain_timeout / 1000)
     click.echo(draining.drain(errand))
     return 0
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 __all__ = [
+    "LARGEST",
     "OPTIONS",
     "Limits",
     "Option",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 KIB, MIB = 1024, 1024 * 1024
+LARGEST = 10**12  # of any number that a user gives; thirty years in ms, and it fits into every message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +275,8 @@ class Settings:
             value = getattr(self, name)
             if value < minimum:
                 raise ValueError(f"{name.replace('_', '-')} must be at least {minimum}, not {value}")
+            if value > LARGEST:
+                raise ValueError(f"{name.replace('_', '-')} must be at most {LARGEST}, not {value}")
         if self.port > 65535:
             raise ValueError(f"port must be at most 65535, not {self.port}")
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.namespace):

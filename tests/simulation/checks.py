@@ -44,7 +44,7 @@ RETURNS_EXTRA = 1
 MIDWAY_BYTES_PLENTY = 2**20  # no simulation has so much
 OK, TIMEOUT, SHED, INTERNAL = int(Status.OK), int(Status.TIMEOUT), int(Status.SHED), int(Status.INTERNAL)
 POISONED, UNAVAILABLE, TOO_LARGE = int(Status.POISONED), int(Status.UNAVAILABLE), int(Status.TOO_LARGE)
-CHARGED = (-11, -6, 1)  # exit codes that somebody is blamed for
+CHARGED = (-11, -6, 1, 0)  # exit codes that somebody is blamed for
 
 
 class Broken(AssertionError):

@@ -1,5 +1,6 @@
 """current_task: what code in `forward` learns about its items."""
 
+import os
 from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Any
@@ -73,6 +74,17 @@ def test_in_another_thread_it_is_what_was_heard_last():
 
     inside(ask, cancelled)
     assert said == [False, True]
+
+
+def test_in_a_process_that_forward_has_forked_it_is_what_was_heard_last():
+    def ask() -> Any:
+        ALARMS.listen = lambda: os._exit(3)
+        task = zmesh.current_task(0)
+        if not (child := os.fork()):
+            os._exit(task.cancelled)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert [inside(ask, set()), inside(ask, {0})] == [0, 1]
 
 
 def test_a_task_that_was_kept_says_of_its_own_batch_what_it_knew():

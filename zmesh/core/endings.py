@@ -31,12 +31,13 @@ KILLED, TERMINATED = -9, -15  # by signal; `import signal` is not for a module t
 def charged_rows(lease: Lease) -> range:
     """The rows of a lease that its worker's death is charged to; empty when it is nobody's fault.
 
-    A signal from outside (SIGTERM, SIGKILL without an out-of-memory kill) and a clean exit say nothing about the rows.
+    A signal from outside (SIGTERM, SIGKILL without an out-of-memory kill) says nothing about the rows. An exit with 0
+    does: a worker that leaves runs nothing any more, so this is user code that has called `sys.exit()`.
     """
     exited = lease.worker.exit
     if exited is None or exited.lease != lease.id:
         return range(0)
-    if exited.code in (0, TERMINATED) or (exited.code == KILLED and not exited.oom):
+    if exited.code == TERMINATED or (exited.code == KILLED and not exited.oom):
         return range(0)
     if exited.phase in (Phase.DECODE, Phase.ENCODE):
         return range(exited.row, min(exited.row + 1, len(lease.tasks)))

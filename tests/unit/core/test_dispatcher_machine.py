@@ -89,7 +89,7 @@ LIMITS = Limits(
 )
 FAULTS = [Status.OK, Status.OK, Status.OK, Status.VALIDATION, Status.INTERNAL, Status.TIMEOUT]
 CODES = [-11, -6, 1, -9, -15, 0]
-CHARGED = {-11, -6, 1}
+CHARGED = {-11, -6, 1, 0}
 SECONDS = [0.001, 0.01, 0.021, 0.3, 1.0, 2.0, 5.0, 11.0]
 LONG_MS, HURRY_MS, SHORT_MS = 10**8, 2500, 400
 PATIENCE = PLAN.stages[1].timeout_seconds + LIMITS.kill_grace_seconds
@@ -283,7 +283,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             assert since, f"lease {kill.lease} is interrupted, and nothing was finished since {last}"
             hands.interrupted.append(kill.lease)
         elif hands.stage == ONCE:
-            ran = self.now - hands.began.get(kill.lease, inf)
+            ran = self.now - hands.began.get(kill.lease, -inf)  # what it never began, no agent ends
             assert ran >= PATIENCE - 0.001, f"a worker is killed that runs for {ran} s"
             self.overran |= set(hands.held.get(kill.lease, ()))
         else:

@@ -47,8 +47,8 @@ class Scene:
         (KILLED, False, False),
         (TERMINATED, False, False),
         (TERMINATED, True, False),
-        (0, False, False),
-        (0, True, False),
+        (0, False, True),
+        (0, True, True),
     ],
 )
 def test_only_an_end_from_within_is_charged(code: int, oom: bool, charged: bool):

@@ -105,7 +105,7 @@ def _order(text: str) -> _Order:
     point, _, times = where.partition(":")
     if point not in POINTS:
         raise UsageError(f"{VARIABLE} names a point that there is not: {point!r}; docs/testing.md lists them")
-    if times and not (times.isascii() and times.isdigit() and int(times)):
+    if times and not (times.isascii() and times.isdigit() and len(times) < 10 and int(times)):
         raise UsageError(f"{VARIABLE}: what follows {point}: must be a number from 1, not {times!r}")
     if file and not os.path.isdir(os.path.dirname(file) or "."):
         raise UsageError(f"{VARIABLE}: there is no directory for the file {file}")

@@ -447,6 +447,48 @@ def test_after_a_429_its_route_is_refused_unread_for_a_moment_with_the_same_word
     run(main())
 
 
+def test_a_429_of_user_code_is_about_its_request_alone():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await overloaded(broker, clock)
+        clock.now += 1
+        broker.outcome = (Status.SHED, b"quota: come back tomorrow")
+        for _ in range(4):
+            assert (await an_upload(100).ask(gateway.inference)).text == "quota: come back tomorrow"
+        broker.outcome = (Status.OK, b"result")
+        assert (await an_upload(100).ask(gateway.inference)).status == 200, "the route is open"
+        gateway.inference.sweep()
+        broker.outcome = (Status.SHED, b"full")
+        assert (await an_upload(100).ask(gateway.inference)).headers["retry-after"] == "2", "5 were answered in 1 s"
+        await closed(gateway)
+
+    run(main())
+
+
+def test_clients_that_leave_do_not_make_a_route_look_fast():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await overloaded(broker, clock)
+        clock.now += 1
+        broker.outcome = None
+        leaving = [Client(b"x") for _ in range(40)]
+        asking, before = [client.start(gateway.inference) for client in leaving], len(broker.rows)
+        await until(lambda: len(broker.rows) == before + 40)
+        gateway.inference.sweep()
+        clock.now += 1
+        gateway.inference.sweep()  # they are watched from now on
+        for client in leaving:
+            client.gone.set()
+        await asyncio.gather(*asking)
+        clock.now += 1
+        gateway.inference.sweep()
+        broker.outcome = (Status.SHED, b"full")
+        assert (await an_upload(100).ask(gateway.inference)).headers["retry-after"] == "5", "9 wait, 2 a second"
+        await closed(gateway)
+
+    run(main())
+
+
 def test_other_routes_are_not_refused_with_it():
     async def main() -> None:
         broker, clock = FakeBroker(), Clock()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -1056,6 +1057,37 @@ def test_a_gateway_whose_drain_expires_says_so():
         answer = await asking
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert await task is False
+
+    run(main())
+
+
+class Listener(socket.socket):
+    """A listening socket of a system that may have no free files."""
+
+    is_poor = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.is_poor:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+@pytest.mark.slow
+def test_a_gateway_without_free_files_still_drains():
+    async def main() -> None:
+        broker = FakeBroker(None)
+        gateway = Gateway(PLAN, Settings(), broker)
+        with Listener() as listen:
+            listen.bind(("127.0.0.1", 0))
+            serving = asyncio.get_running_loop().create_task(gateway.serve(listen))
+            await gateway.started.wait()
+            asking = asyncio.get_running_loop().create_task(http(listen.getsockname()[1], POST))
+            await until(lambda: broker.submits)
+            listen.is_poor = True
+            gateway.start_drain(30)
+            broker.reply(broker.submits[0].columns.ids, Status.OK, b"finished")
+            assert await serving is True
+            assert (await asking).endswith(b"\r\n\r\nfinished")
 
     run(main())
 

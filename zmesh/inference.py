@@ -315,8 +315,9 @@ class Inference:
         if status == Status.SHED:
             retry_after = door.retry_after()
         elif status == Status.UNAVAILABLE:
-            retry_after = RETRY_FAILING_SECONDS
-        return Refusal(http_status_of(status), text_of(status, payload), retry_after=retry_after)
+            retry_after = RETRY_DRAINING_SECONDS if self.is_draining else RETRY_FAILING_SECONDS
+        text = text_of(status, payload)
+        return Refusal(http_status_of(status), text, retry_after=retry_after, close=self.is_draining)
 
     async def _refuse(self, call: Call, send: Send, refusal: Refusal, headers: dict[bytes, bytes]) -> None:
         status, sent, body = failure(refusal, call.request_id, headers.get(b"accept"))

@@ -989,9 +989,10 @@ def test_what_is_left_when_the_drain_expires_gets_503():
         waiting, reading = Client(b"x"), Client(b"x", finishes=False)
         asking = [waiting.start(gateway.inference), reading.start(gateway.inference)]
         await until(lambda: broker.submits and reading.received)
+        gateway.inference.is_draining = True
         assert gateway.inference.expire() == 2
         for asked in await asyncio.gather(*asking):
-            assert asked.status == 503
+            assert (asked.status, asked.headers["retry-after"], asked.headers["connection"]) == (503, "1", "close")
             assert "gracefully shutting down" in asked.text
         await until(lambda: broker.cancelled)
         broker.reply(broker.submits[0].columns.ids, Status.OK, b"too late")

@@ -76,6 +76,8 @@ def test_one_of_two_hosts_is_drained_under_load(need: Callable[[object, str], No
         here = socket.gethostname()
         host.wait_ready(http)
         wait_until(lambda: workers() == [sorted([here, here, ELSEWHERE, ELSEWHERE])] * 2)
+        # An agent that said HELLO before the broker was there says it again a heartbeat later, after its workers.
+        wait_until(lambda: len(host.request("GET", http, "/mesh").json()["agents"]) == 2)
         unknown = zmesh_drain("--connect", bind, "--host", "nowhere")
         hosts = ", ".join(sorted([here, ELSEWHERE]))
         said = f"zmesh: no host nowhere has joined; the hosts are: {hosts}\n"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import sys
@@ -34,6 +33,7 @@ from zmesh.hosting import Search, class_name, curl_data
 from zmesh.household import Departure, House, Household, household, welcome
 from zmesh.line import Line
 from zmesh.messages import Goodbye, Kill, PeerId
+from zmesh.pipe import is_ready
 from zmesh.processes import Child, OutOfMemoryKills, Slot, Watches, reap_orphans, signal_name
 from zmesh.signals import Signals
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
@@ -251,7 +251,7 @@ class Agent:
             child.kill()
         until = monotonic() + KILL_SECONDS
         for child in living:
-            if select.select([child.pidfd], [], [], max(0.0, until - monotonic()))[0]:
+            if is_ready(child.pidfd, until):
                 child.reap()
             else:
                 log.error("%s (pid %d) does not end although it was killed", child.name, child.pid)

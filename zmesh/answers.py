@@ -30,6 +30,7 @@ __all__ = [
     "http_status_of",
     "new_request_id",
     "sane_token",
+    "says_its_kind",
     "text_of",
 ]
 
@@ -100,6 +101,11 @@ def new_request_id() -> bytes:
 def http_status_of(status: int) -> int:
     """A status this gateway does not know is INTERNAL, by the protocol."""
     return _HTTP.get(status, 500)
+
+
+def says_its_kind(payload: Payload) -> bool:
+    """Whether it is a text from user code: the mesh's own, but for what it quotes, have no colon."""
+    return b": " in bytes(payload)
 
 
 def text_of(status: int, payload: Payload) -> str:

@@ -180,13 +180,12 @@ class _Server(uvicorn.Server):
         loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
         for sock in sockets or []:
             sock.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
+            with contextlib.suppress(OSError):  # nobody waits any more, or there are no files left
+                for _ in range(BACKLOG + 1):  # who comes in the meantime comes too late
                     waiting.append(sock.accept()[0])
         late = [loop.create_task(self._take_late(sock)) for sock in waiting]
         await super().shutdown(sockets)
-        for task in late:
-            await task
+        await asyncio.gather(*late, return_exceptions=True)  # a client may have left
 
     async def _take_late(self, sock: socket.socket) -> None:
         sock.setblocking(False)

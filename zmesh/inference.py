@@ -33,6 +33,7 @@ from zmesh.answers import (
     http_status_of,
     new_request_id,
     sane_token,
+    says_its_kind,
     text_of,
 )
 from zmesh.asgi import AsgiApp, Receive, Scope, Send, dressed, drop_upload
@@ -56,8 +57,8 @@ RETRY_FAILING_SECONDS = 30  # how often a stage that does not start is tried
 RETRY_DRAINING_SECONDS = 1  # another gateway may take it at once
 
 _OK, _POISONED = int(Status.OK), int(Status.POISONED)
-_NO_WORK = {int(s) for s in (Status.SHED, Status.TIMEOUT, Status.UNAVAILABLE, Status.CANCELLED)}
 _GONE = -1  # not a Status: the client left
+_NO_WORK = {_GONE} | {int(s) for s in (Status.SHED, Status.TIMEOUT, Status.UNAVAILABLE, Status.CANCELLED)}
 
 
 class Mesh(Protocol):
@@ -226,8 +227,9 @@ class Inference:
         if self._denied and (answer := self._denied.answer(path, body, now)) is not None:
             return _POISONED, answer
         status, payload = await self._submit(call, path, body, context, now + timeout)
-        self._doors[path].answered += status not in _NO_WORK
-        if status != _OK:
+        is_users = status == Status.SHED and says_its_kind(payload)  # a worker's own 429, about this request alone
+        self._doors[path].answered += is_users or status not in _NO_WORK
+        if status != _OK and not is_users:
             self._learn(call, path, body, status, payload)
         return status, payload
 
@@ -313,8 +315,9 @@ class Inference:
         if status == Status.SHED:
             retry_after = door.retry_after()
         elif status == Status.UNAVAILABLE:
-            retry_after = RETRY_FAILING_SECONDS
-        return Refusal(http_status_of(status), text_of(status, payload), retry_after=retry_after)
+            retry_after = RETRY_DRAINING_SECONDS if self.is_draining else RETRY_FAILING_SECONDS
+        text = text_of(status, payload)
+        return Refusal(http_status_of(status), text, retry_after=retry_after, close=self.is_draining)
 
     async def _refuse(self, call: Call, send: Send, refusal: Refusal, headers: dict[bytes, bytes]) -> None:
         status, sent, body = failure(refusal, call.request_id, headers.get(b"accept"))

@@ -9,6 +9,7 @@ has died: it says which lease was running, and which row. One word of it is the 
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import select
@@ -20,12 +21,22 @@ from typing import NamedTuple
 
 from zmesh.messages import LeaseId, Phase
 
-__all__ = ["LINE_BYTES_MAX", "PIPE_VARIABLE", "Pipe", "Slate", "SlateWords", "child_pipe", "pipe_pair"]
+__all__ = ["LINE_BYTES_MAX", "PIPE_VARIABLE", "Pipe", "Slate", "SlateWords", "child_pipe", "is_ready", "pipe_pair"]
 
 PIPE_VARIABLE = "ZMESH_PIPE"
 LINE_BYTES_MAX = 16 * 1024 * 1024
 SEND_SECONDS = 1.0  # how long a sender waits for a reader before it gives the pipe up
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def is_ready(fd: int, until: float, event: int = select.POLLIN) -> bool:
+    """Wait until it can be read, or written; False when that time has come first, on the clock of `monotonic`.
+
+    Not by select, which knows no descriptor from 1024 on: an agent has several for each of its children.
+    """
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(math.ceil(max(0.0, until - monotonic()) * 1000)))
 
 
 class Pipe:
@@ -46,7 +57,7 @@ class Pipe:
             try:
                 left = left[self._socket.send(left, socket.MSG_NOSIGNAL) :]
             except BlockingIOError:
-                self._broken = not select.select([], [self.fd], [], max(0.0, until - monotonic()))[1]
+                self._broken = not is_ready(self.fd, until, select.POLLOUT)
             except OSError:
                 self._broken = True
 
@@ -70,7 +81,7 @@ class Pipe:
         """The line a child begins with, alone. Raises EOFError or TimeoutError when it does not come."""
         until = monotonic() + seconds
         while b"\n" not in self._left:
-            if not select.select([self.fd], [], [], max(0.0, until - monotonic()))[0]:
+            if not is_ready(self.fd, until):
                 raise TimeoutError(f"the agent said nothing for {seconds:g} s")
             data = self._socket.recv(65536)
             if not data:

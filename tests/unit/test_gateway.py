@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -442,6 +443,48 @@ def test_after_a_429_its_route_is_refused_unread_for_a_moment_with_the_same_word
         clock.now += 0.002
         assert (await an_upload(100).ask(gateway.inference)).status == 200
         assert gateway.counts.answers[429, "/inference"] == 3
+        await closed(gateway)
+
+    run(main())
+
+
+def test_a_429_of_user_code_is_about_its_request_alone():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await overloaded(broker, clock)
+        clock.now += 1
+        broker.outcome = (Status.SHED, b"quota: come back tomorrow")
+        for _ in range(4):
+            assert (await an_upload(100).ask(gateway.inference)).text == "quota: come back tomorrow"
+        broker.outcome = (Status.OK, b"result")
+        assert (await an_upload(100).ask(gateway.inference)).status == 200, "the route is open"
+        gateway.inference.sweep()
+        broker.outcome = (Status.SHED, b"full")
+        assert (await an_upload(100).ask(gateway.inference)).headers["retry-after"] == "2", "5 were answered in 1 s"
+        await closed(gateway)
+
+    run(main())
+
+
+def test_clients_that_leave_do_not_make_a_route_look_fast():
+    async def main() -> None:
+        broker, clock = FakeBroker(), Clock()
+        gateway = await overloaded(broker, clock)
+        clock.now += 1
+        broker.outcome = None
+        leaving = [Client(b"x") for _ in range(40)]
+        asking, before = [client.start(gateway.inference) for client in leaving], len(broker.rows)
+        await until(lambda: len(broker.rows) == before + 40)
+        gateway.inference.sweep()
+        clock.now += 1
+        gateway.inference.sweep()  # they are watched from now on
+        for client in leaving:
+            client.gone.set()
+        await asyncio.gather(*asking)
+        clock.now += 1
+        gateway.inference.sweep()
+        broker.outcome = (Status.SHED, b"full")
+        assert (await an_upload(100).ask(gateway.inference)).headers["retry-after"] == "5", "9 wait, 2 a second"
         await closed(gateway)
 
     run(main())
@@ -946,9 +989,10 @@ def test_what_is_left_when_the_drain_expires_gets_503():
         waiting, reading = Client(b"x"), Client(b"x", finishes=False)
         asking = [waiting.start(gateway.inference), reading.start(gateway.inference)]
         await until(lambda: broker.submits and reading.received)
+        gateway.inference.is_draining = True
         assert gateway.inference.expire() == 2
         for asked in await asyncio.gather(*asking):
-            assert asked.status == 503
+            assert (asked.status, asked.headers["retry-after"], asked.headers["connection"]) == (503, "1", "close")
             assert "gracefully shutting down" in asked.text
         await until(lambda: broker.cancelled)
         broker.reply(broker.submits[0].columns.ids, Status.OK, b"too late")
@@ -1014,6 +1058,37 @@ def test_a_gateway_whose_drain_expires_says_so():
         answer = await asking
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert await task is False
+
+    run(main())
+
+
+class Listener(socket.socket):
+    """A listening socket of a system that may have no free files."""
+
+    is_poor = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.is_poor:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+@pytest.mark.slow
+def test_a_gateway_without_free_files_still_drains():
+    async def main() -> None:
+        broker = FakeBroker(None)
+        gateway = Gateway(PLAN, Settings(), broker)
+        with Listener() as listen:
+            listen.bind(("127.0.0.1", 0))
+            serving = asyncio.get_running_loop().create_task(gateway.serve(listen))
+            await gateway.started.wait()
+            asking = asyncio.get_running_loop().create_task(http(listen.getsockname()[1], POST))
+            await until(lambda: broker.submits)
+            listen.is_poor = True
+            gateway.start_drain(30)
+            broker.reply(broker.submits[0].columns.ids, Status.OK, b"finished")
+            assert await serving is True
+            assert (await asking).endswith(b"\r\n\r\nfinished")
 
     run(main())
 

@@ -1,9 +1,12 @@
 """What an agent does when the broker tells it to end or to interrupt a worker: only if that is what it still does."""
 
+import fcntl
+import os
 import select
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,6 +14,7 @@ from zmesh.agent import Agent
 from zmesh.messages import Kill, LeaseId, PeerId, Phase
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
+from zmesh.transport import raise_file_limit
 
 CHILD = """
 import signal, sys
@@ -66,3 +70,17 @@ def test_an_interrupt_for_one_that_has_just_ended_is_harmless(child: Child):
     child.kill()
     hear(child)
     obey(child)
+
+
+def test_an_agent_with_many_children_ends_them_all():
+    """select(2) knows no descriptor from 1024 on."""
+    raise_file_limit()
+    child = Child("A/1", [sys.executable, "-c", "import time; time.sleep(60)"], {}, slate=Slate.make())
+    low, child.pidfd = child.pidfd, fcntl.fcntl(child.pidfd, fcntl.F_DUPFD_CLOEXEC, 1024)
+    os.close(low)
+    agent = Agent.__new__(Agent)
+    agent._slots = [Slot("worker", None, 1, None, child=child)]  # type: ignore[arg-type]
+    agent._link, agent._line = Mock(joined=False), Mock()
+    agent._end_all()
+    assert not os.path.exists(f"/proc/{child.pid}")
+    child.close()

@@ -1,17 +1,20 @@
 """Pipe, Slate and child_pipe: what agents and their children say to each other, and that they die together."""
 
+import fcntl
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from zmesh.messages import Phase
 from zmesh.pipe import LINE_BYTES_MAX, PIPE_VARIABLE, Pipe, Slate, SlateWords, child_pipe, pipe_pair
+from zmesh.transport import raise_file_limit
 
 
 @pytest.fixture
@@ -21,6 +24,28 @@ def ends() -> Iterator[tuple[Pipe, Pipe]]:
     yield ours, other
     ours.close()
     other.close()
+
+
+FIRST_TOO_HIGH = 1024  # for select(2); an agent with some 150 children comes to these
+
+
+def test_a_pipe_may_have_a_high_number():
+    raise_file_limit()
+    low, theirs = pipe_pair()
+    here = Pipe(socket.socket(fileno=fcntl.fcntl(low.fd, fcntl.F_DUPFD_CLOEXEC, FIRST_TOO_HIGH)))
+    there = Pipe(socket.socket(fileno=fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, FIRST_TOO_HIGH)))
+    low.close()
+    theirs.close()
+    with pytest.raises(TimeoutError):
+        there.receive_first(0.0)
+    here.send(say="ready")
+    assert there.receive_first(10.0) == {"say": "ready"}
+    reader = threading.Thread(target=here.receive_first, args=(10.0,))
+    reader.start()
+    there.send(say="x" * (LINE_BYTES_MAX // 8))  # in several pieces
+    reader.join()
+    here.close()
+    there.close()
 
 
 def test_pipe_brings_lines_in_order(ends: tuple[Pipe, Pipe]):

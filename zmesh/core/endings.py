@@ -80,9 +80,13 @@ def hedge_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
 
 
 def set_apart(mesh: Mesh, stage: StageRecord, task: Task) -> bool:
-    """Its batch took longer than the stage allows. Whether it is run again, alone; else it may be told so."""
+    """Its batch took longer than the stage allows. Whether it is run again, alone; else it may be told so.
+
+    At a stage that allows any time it is user code that says so, of this row and no other.
+    """
     assert task.lease is not None, "only what a worker has can take too long"
-    if len(task.lease.tasks) == 1 or not stage.plan.retry or task.deadline <= mesh.now:
+    plan = stage.plan
+    if not plan.timeout_seconds or len(task.lease.tasks) == 1 or not plan.retry or task.deadline <= mesh.now:
         return False
     _suspect(stage, task, group_max=1)
     return True

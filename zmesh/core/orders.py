@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zmesh.messages import Kill, Role
+from zmesh.messages import Kill
 
 if TYPE_CHECKING:
     from zmesh.core.mesh import Mesh
@@ -65,8 +65,7 @@ def kill_stuck(mesh: Mesh, worker: Worker, lease: Lease) -> None:
 
 def _order(mesh: Mesh, worker: Worker, lease: Lease, reason: str, *, interrupt: bool = False) -> None:
     """Tell the agents of its host; the one that started it knows."""
-    peers = mesh.directory.sessions.values()
-    agents = [peer for peer in peers if peer.role is Role.AGENT and peer.host == worker.host]
+    agents = [agent for agent in mesh.directory.agents() if agent.host == worker.host]
     for agent in agents:
         mesh.tell(agent, Kill(worker.peer, lease.id, reason, interrupt))
     if not agents and not worker.is_beyond_reach:

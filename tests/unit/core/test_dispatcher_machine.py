@@ -560,7 +560,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         results = Results(self.epoch, lease, done, statuses, [0] * len(done), payloads, 3)
         good = {(ids[row], hands.stage) for row, status in zip(done, statuses, strict=True) if status == 0}
         self.ok_sent |= good
-        if hands.stage == ONCE or len(ids) == 1:
+        if hands.stage == ONCE or len(ids) == 1 or not PLAN.stages[hands.stage].timeout_seconds:
             self.overran |= {ids[row] for row, status in zip(done, statuses, strict=True) if status == Status.TIMEOUT}
         return self._says(hands, results, is_good=bool(good))
 

@@ -222,6 +222,12 @@ def test_of_a_stage_that_runs_once_all_rows_of_a_batch_that_took_too_long_are_to
     assert told == ["g ← REPLY 1 TIMEOUT, 2 TIMEOUT"]
 
 
+def test_at_a_stage_that_allows_any_time_a_row_that_says_it_took_too_long_has_said_so():
+    scene = Scene(seconds=0.0)
+    told = scene.turn(scene.w1.finishes(1, statuses={0: Status.TIMEOUT}))
+    assert told == ["g ← REPLY 1 TIMEOUT, 2 ok"]
+
+
 def test_that_a_row_took_too_long_counts_for_nothing_when_the_task_is_elsewhere():
     scene = Scene(seconds=0.0)
     scene.wait(10.0)

@@ -254,7 +254,7 @@ class Settings:
     wait: int = 10
     max_request_size: int = 10 * MIB
     on_start_failure: str = "exit"
-    restarts_per_minute: int = 60
+    restarts_per_minute: int = 120
     log_level: str = "info"
     namespace: str = "zmesh"
     path: str = ""

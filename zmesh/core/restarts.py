@@ -18,7 +18,7 @@ __all__ = ["BACKOFF_SECONDS", "DEATHS", "FAILED_STARTS_MAX", "Death", "Deeds", "
 
 BACKOFF_SECONDS = (0.0, 0.1, 0.5, 2.0, 10.0, 30.0)
 FAILED_STARTS_MAX = 3
-RESTARTS_PER_MINUTE = 60  # per worker
+RESTARTS_PER_MINUTE = 120  # per worker: room for a poison every 2 s, which costs three
 JITTER = 0.2  # of a wait, up or down, so that what died together does not start together
 
 

@@ -265,6 +265,13 @@ def test_deaths_are_counted_anew_by_another_broker() -> None:
 
 def test_more_tasks_than_requests_are_found() -> None:
     assert invariants(sent(1, 0.0), answer(1, 5.0), mesh(1.0, tasks=2)) == ["I6"]
+
+
+def test_a_gateway_that_stands_still_does_not_know_who_left() -> None:
+    left, seen = [sent(1, 0.0), {"e": "left", "n": 1, "t": 1.0}], mesh(2.2, tasks=1)
+    assert invariants(*left, seen) == ["I6"]
+    assert invariants(*left, seen, fault(1, "stop-gateway", 0.9, seconds=1.2)) == []
+    assert invariants(*left, mesh(2.7, tasks=1), fault(1, "stop-gateway", 0.9, seconds=1.2)) == ["I6"]
     assert found(sent(1, 0.0), answer(1, 5.0), mesh(1.0, tasks=1)) == []
 
 

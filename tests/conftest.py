@@ -18,10 +18,11 @@ LAYERS = ["house", "unit", "stories", "simulation", "conformance", "integration"
 settings.register_profile("zmesh", deadline=None, derandomize=IN_CI, print_blob=True)
 settings.load_profile("zmesh")
 
-# A shell without job control starts what is sent to the background with SIGINT ignored, and that is inherited. Meshes
-# that the tests start would then rightly ignore it, as under nohup.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# nohup, and a shell without job control for what it sends to the background, start us with these ignored, and that is
+# inherited. Meshes that the tests start would then rightly ignore them too.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
 
 def need(condition: object, reason: str) -> None:

@@ -88,10 +88,11 @@ def overload(found: Findings) -> None:
         ended = driven.began + seconds
         wait_until(lambda: mesh.mesh()["tasks"] == 0, 60.0, "the queues to be empty")
         empty = monotonic() - ended
-        after = again = 0.0
-        while after < RECOVERED_SHARE * peak and again + measured + START_SECONDS < RECOVERED_IN_SECONDS:
-            after = speed()
-            again = monotonic() - ended
+        left = RECOVERED_IN_SECONDS - empty - START_SECONDS
+        after = 0.0  # the fastest two seconds of what is left of the time
+        if left > measured:
+            again = drive(Load(mesh.port, ("/go",), left, connections=CLIENTS))
+            after = max(again.rate(start + 1, start + measured) for start in range(int(left - measured) + 1))
     found.note(f"peak {peak:.0f}/s with {CLIENTS} clients in a closed loop, a batch of 8 takes {ms} ms")
     found.note(f"other programs had {foreign:.0%} of this machine meanwhile")
     hold_schedule(found, driven, load)
@@ -108,9 +109,9 @@ def overload(found: Findings) -> None:
         f"at most {sizes.most / MB:.1f} MB (at most {GROWTH_BYTES / MB:g} MB more)",
     )
     found.hold(
-        after >= RECOVERED_SHARE * peak and again <= RECOVERED_IN_SECONDS,
-        f"queues empty {empty:.1f} s after the overload; then {after:.0f}/s, {after / peak:.1%} of the earlier speed, "
-        f"measured by {again:.1f} s (at least {RECOVERED_SHARE:.0%} in {RECOVERED_IN_SECONDS:g} s)",
+        after >= RECOVERED_SHARE * peak,
+        f"queues empty {empty:.1f} s after the overload; then up to {after:.0f}/s in {measured - 1:g} s of the time "
+        f"until {RECOVERED_IN_SECONDS:g} s, {after / peak:.1%} of the earlier speed (at least {RECOVERED_SHARE:.0%})",
     )
 
 

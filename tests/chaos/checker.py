@@ -8,13 +8,14 @@ its client did not leave.
   * 408 at its deadline, when the faults that overlap its life can cost as much time as it had: 3 s for faults that end
     a process or a connection, and for one that stops a process as long as it was stopped, at most 11 s for a worker
     (then its lease has ended and others run its batch);
-  * 429 while a burst of clients lasts, or within 2 s after it;
+  * 429 when, since 250 ms before it was sent, as many requests were open at once as a queue may hold; one whose client
+    left, or got its 408, is open until the mesh can know that;
   * 500 `outcome unknown` on a route that runs nothing twice, when something was killed, stopped or cut off in its life;
   * 500 `worker died` by I8. 503 never: no fault here makes a stage fail to start.
 * **I2** it has one answer only, and no connection says anything that was not asked.
 * **I3** the answer names this request, and the nonce and the result in it are right.
 * **I4** the outcome comes by the deadline and 250 ms, and as much later as the client itself was late, or as the
-  gateway was stopped across the deadline.
+  gateway was stopped across the deadline, or when the request was sent: it cannot know of one before it goes on.
 * **I5** a stage that runs nothing twice began it once at most; others at most 9 times, and 9 more for each broker that
   was lost. Nobody runs it while another one runs it, nor 250 ms after its answer, unless a process was stopped, a link
   cut or a broker lost around that time: then leases are given twice on purpose. (Counted in the report, not held
@@ -30,10 +31,10 @@ its client did not leave.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import log2
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ LATE_EVERY_SECONDS = 1.5  # a client says once a second how late it was
 LEFT_SECONDS = 1.0  # a gateway looks for clients that left after 0.1 s, each 0.1 s, once it has seen them at all
 ENDING_COSTS_SECONDS = 3.0
 WORKER_STOP_COSTS_SECONDS = 11.0
-BURST_ECHO_SECONDS = 2.0
+SHUT_SECONDS = 0.25  # a gateway that was told of a full queue refuses for 0.1 s without asking again, and is late
 ECHO_SECONDS = 2.0  # after a fault is over what it caused may still come
 ATTEMPTS_MAX = 9  # returns, charged deaths and a second lease for what is slow
 POISON_KILLS = 3
@@ -103,6 +104,10 @@ class Times:
         faults = self.overlapping(moment, moment + 1e-9, echo=0.0)
         return max((fault.over - moment for fault in faults if fault.name == name), default=0.0)
 
+    def heard_by_all(self, done: float) -> float:
+        """When the mesh can know that a request is over: who hears that its client left may have stood still."""
+        return done + max(self.stopped_across(name, done) for name in ("stop-gateway", "stop-broker"))
+
     def cost(self, request: Request) -> float:
         """Seconds that faults can have cost it."""
         cost = 0.0
@@ -117,12 +122,32 @@ class Times:
         return cost
 
 
+class Crowd:
+    """How many requests were open, moment by moment; and how many a queue may hold."""
+
+    def __init__(self, history: History, times: Times) -> None:
+        self._capacity = history.settings.get("capacity", 1024)
+        steps = [(request.sent, 1) for request in history.requests.values()]
+        for request in history.requests.values():
+            is_told = request.answers and request.answers[0].status != 408
+            known = request.done if is_told else times.heard_by_all(request.done) + LEFT_SECONDS
+            steps.append((known, -1))
+        steps.sort()
+        self._at = [at for at, _ in steps]
+        self._open = list(accumulate(step for _, step in steps))
+
+    def was_full(self, since: float, until: float) -> bool:
+        first, last = bisect_right(self._at, since), bisect_right(self._at, until)
+        return max(self._open[max(0, first - 1) : last], default=0) >= self._capacity
+
+
 def check(history: History) -> list[Violation]:
     """Everything that was violated, in the order of time."""
     from tests.chaos.checker_mesh import check_mesh
 
     times = Times(history)
-    found = [violation for request in history.requests.values() for violation in check_request(request, times)]
+    crowd = Crowd(history, times)
+    found = [violation for request in history.requests.values() for violation in check_request(request, times, crowd)]
     found += [Violation("I2", one["t"], one["t"], f"an answer that nobody asked for: {one}") for one in history.extras]
     found += [Violation("I3", one["t"], one["t"], f"about a nonce never sent: {one}") for one in history.strangers]
     found += check_charges(history)
@@ -130,14 +155,14 @@ def check(history: History) -> list[Violation]:
     return sorted(found, key=lambda violation: violation.at)
 
 
-def check_request(request: Request, times: Times) -> Iterator[Violation]:
+def check_request(request: Request, times: Times, crowd: Crowd) -> Iterator[Violation]:
     since, until = request.sent, request.done
 
     def violated(invariant: str, text: str) -> Violation:
         return Violation(invariant, since, until, f"request {request.nonce} to {request.route}: {text}")
 
     if request.left is None:
-        yield from (violated(*words) for words in _outcome(request, times))
+        yield from (violated(*words) for words in _outcome(request, times, crowd))
     for again in request.answers[1:]:
         yield violated("I2", f"another answer, {again.status}, {again.at - until:.3f} s after the first")
     if request.runs:
@@ -152,7 +177,7 @@ def check_request(request: Request, times: Times) -> Iterator[Violation]:
             yield violated("I11", f"began at {batch.stage} {late:.3f} s after its client left")
 
 
-def _outcome(request: Request, times: Times) -> Iterator[tuple[str, str]]:
+def _outcome(request: Request, times: Times, crowd: Crowd) -> Iterator[tuple[str, str]]:
     if not request.answers:
         how = "its connection broke" if request.broken is not None else "it has no answer"
         yield "I1", f"{how}, {request.done - request.sent:.3f} s after it was sent"
@@ -165,9 +190,10 @@ def _outcome(request: Request, times: Times) -> Iterator[tuple[str, str]]:
             yield "I8", "a poison was answered 200"
         elif (answer.nonce, answer.answer) != (request.nonce, 2 * request.nonce + 1):
             yield "I3", f"the answer has nonce {answer.nonce} and result {answer.answer}"
-    elif (invariant := _unexplained(request, answer, times)) is not None:
+    elif (invariant := _unexplained(request, answer, times, crowd)) is not None:
         yield invariant, f"{answer.status} {answer.text!r} after {answer.at - request.sent:.3f} s, unexplained"
-    allowed = LATE_SECONDS + times.late(answer.at) + times.stopped_across("stop-gateway", request.deadline)
+    stopped = max(times.stopped_across("stop-gateway", moment) for moment in (request.sent, request.deadline))
+    allowed = LATE_SECONDS + times.late(answer.at) + stopped
     if answer.at > request.deadline + allowed:
         yield "I4", f"answered {answer.at - request.deadline:.3f} s after its deadline"
     if request.how == "poison" and (kills := len(_ended(request, times, by_poison=True))):
@@ -176,7 +202,7 @@ def _outcome(request: Request, times: Times) -> Iterator[tuple[str, str]]:
             yield "I8", f"a poison in a group of {group} ended {kills} workers"
 
 
-def _unexplained(request: Request, answer: Answer, times: Times) -> str | None:
+def _unexplained(request: Request, answer: Answer, times: Times, crowd: Crowd) -> str | None:
     """The invariant that this answer violates, if it does."""
     since, until = request.sent, answer.at
     match answer.status:
@@ -184,7 +210,7 @@ def _unexplained(request: Request, answer: Answer, times: Times) -> str | None:
             is_due = answer.at >= request.deadline - LATE_SECONDS
             return None if is_due and times.cost(request) >= request.timeout else "I1"
         case 429:
-            return None if times.any(frozenset({"overload"}), since, until) else "I1"
+            return None if crowd.was_full(since - SHUT_SECONDS, until) else "I1"
         case 500 if "outcome unknown" in answer.text:
             is_known = request.route != "/once" or not times.any(STOPS | ENDINGS, since, until)
             return "I1" if is_known else None

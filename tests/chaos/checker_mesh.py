@@ -46,7 +46,7 @@ def check_mesh(history: History) -> Iterator[Violation]:
 def bounds(history: History) -> Iterator[Violation]:
     sent = sorted(request.sent for request in history.requests.values())
     settings, times = history.settings, Times(history)
-    done = sorted(_heard_by_all(request.done, times) for request in history.requests.values())
+    done = sorted(times.heard_by_all(request.done) for request in history.requests.values())
     capacity = settings.get("capacity", 1024)
     returned = LEASES_PER_WORKER * settings.get("workers", 0) * settings.get("batch", 0)
     for sample in history.samples:
@@ -64,11 +64,6 @@ def bounds(history: History) -> Iterator[Violation]:
         for stage in sample["stages"]:
             if stage["name"] not in LATER_STAGES and stage["queued"] > capacity + returned:
                 yield Violation("I6", at, at, f"{stage['queued']} tasks wait at {stage['name']}")
-
-
-def _heard_by_all(done: float, times: Times) -> float:
-    """When the mesh can know that a request is over: its client may have left while whoever hears that stood still."""
-    return done + max(times.stopped_across(name, done) for name in ("stop-gateway", "stop-broker"))
 
 
 def growth(history: History) -> Iterator[Violation]:

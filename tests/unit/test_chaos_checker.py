@@ -103,8 +103,7 @@ def test_a_wrong_nonce_is_found() -> None:
 
 
 def test_an_error_that_names_another_request_is_found() -> None:
-    burst = fault(1, "overload", 0.0, seconds=1.0)
-    assert invariants(sent(1, 0.0), answer(1, 0.1, 429, i=2), burst) == ["I3"]
+    assert invariants(*crowd(9), sent(1, 0.0), answer(1, 0.1, 429, i=2), capacity(9)) == ["I3"]
 
 
 def test_work_for_a_nonce_that_was_never_sent_is_found() -> None:
@@ -131,6 +130,13 @@ def test_a_gateway_that_is_stopped_across_a_deadline_may_be_late_by_that() -> No
     assert invariants(asked, answer(1, 1.2), fault(1, "stop-worker", 0.3, seconds=0.8)) == ["I4"]
 
 
+def test_a_request_that_is_sent_to_a_stopped_gateway_has_its_time_from_when_that_goes_on() -> None:
+    asked = sent(1, 0.1, d=0.5)
+    stopped = fault(1, "stop-gateway", 0.0, seconds=1.0)
+    assert found(asked, answer(1, 1.5, 408), stopped) == []
+    assert invariants(asked, answer(1, 1.9, 408), stopped) == ["I4"]
+
+
 # ── errors ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -148,10 +154,33 @@ def test_a_timeout_before_the_deadline_is_found() -> None:
     assert invariants(sent(1, 0.0, d=2.0), answer(1, 0.5, 408), fault(1, "kill-worker", 0.1)) == ["I1"]
 
 
-def test_a_refusal_for_load_outside_of_a_burst_is_found() -> None:
-    assert invariants(sent(1, 0.0), answer(1, 0.1, 429)) == ["I1"]
-    assert invariants(sent(1, 9.0), answer(1, 9.1, 429), fault(1, "overload", 0.0, seconds=1.0)) == ["I1"]
-    assert found(sent(1, 0.5), answer(1, 0.6, 429), fault(1, "overload", 0.0, seconds=1.0)) == []
+def capacity(tasks: int) -> Record:
+    return {"e": "settings", "capacity": tasks}
+
+
+def crowd(size: int, until: float = 0.5) -> list[Record]:
+    """So many requests that are open from the beginning until then."""
+    return [record for n in range(100, 100 + size) for record in (sent(n, 0.0), answer(n, until))]
+
+
+def test_a_refusal_for_load_is_found_unless_a_queue_could_be_full() -> None:
+    refused = sent(1, 0.3), answer(1, 0.4, 429)
+    assert invariants(*refused) == ["I1"]
+    assert invariants(*refused, *crowd(7), capacity(9), fault(1, "overload", 0.0, seconds=1.0)) == ["I1"]
+    assert found(*refused, *crowd(8), capacity(9)) == []
+
+
+def test_a_gateway_may_refuse_for_a_moment_what_the_mesh_would_have_refused() -> None:
+    assert found(sent(1, 0.6), answer(1, 0.61, 429), *crowd(9), capacity(9)) == []
+    assert invariants(sent(1, 0.8), answer(1, 0.81, 429), *crowd(9), capacity(9)) == ["I1"]
+
+
+def test_a_request_whose_client_left_is_open_until_the_mesh_can_know() -> None:
+    left = [record for n in range(100, 109) for record in (sent(n, 0.0), {"e": "left", "n": n, "t": 0.1})]
+    assert found(sent(1, 1.0), answer(1, 1.01, 429), *left, capacity(9)) == []
+    late = sent(1, 4.0), answer(1, 4.01, 429), *left, capacity(9)
+    assert invariants(*late) == ["I1"]
+    assert found(*late, fault(1, "stop-gateway", 0.0, seconds=3.0)) == []
 
 
 @pytest.mark.parametrize("status", [400, 404, 413, 503])

@@ -114,8 +114,10 @@ def text_of(status: int, payload: Payload) -> str:
     text = bytes(payload[: 4 * TEXT_CHARS_MAX]).decode("utf-8", "replace").strip()[:TEXT_CHARS_MAX]
     if not text:
         return words
-    says_its_kind = ": " in text and status not in (Status.UNAVAILABLE, Status.POISONED)
-    return text if says_its_kind or text.startswith(words) else f"{words}: {text}"
+    is_whole = text.startswith(words) or (
+        says_its_kind(payload) and status not in (Status.UNAVAILABLE, Status.POISONED)
+    )
+    return text if is_whole else f"{words}: {text}"
 
 
 def failure(refusal: Refusal, request_id: bytes, accept: bytes | None) -> Answer:

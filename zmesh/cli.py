@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from zmesh.config import LARGEST, OPTIONS, Option, Settings
+from zmesh.config import LARGEST, OPTIONS, STATUS_URL, Option, Settings
 from zmesh.errors import StartError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = ["main", "parse_known", "show_plan"]
 INTERRUPTED = 130
 # How near a word must be to one of ours, from 0 to 1, to be taken for a slip. `python app.py --name x` is none.
 NEARNESS_OF_VERBS, NEARNESS_OF_OPTIONS = 0.6, 0.75
-STATUS_URL = "http://127.0.0.1:8000"
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, fields
 __all__ = [
     "LARGEST",
     "OPTIONS",
+    "STATUS_URL",
     "Limits",
     "Option",
     "Plan",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 KIB, MIB = 1024, 1024 * 1024
+STATUS_URL = "http://127.0.0.1:8000"  # of a gateway that was given neither host nor port
 LARGEST = 10**12  # of any number that a user gives; thirty years in ms, and it fits into every message
 
 

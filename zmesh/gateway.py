@@ -36,6 +36,7 @@ from zmesh.connection import Connection
 from zmesh.errors import StartError
 from zmesh.inference import Inference
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
+from zmesh.pipe import DRAIN_SAY_SECONDS
 from zmesh.telemetry import GatewayCounts, render
 
 __all__ = ["Gateway", "Port", "make_app", "readiness"]
@@ -43,7 +44,6 @@ __all__ = ["Gateway", "Port", "make_app", "readiness"]
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LAST_WORDS_SECONDS = 0.5  # for the 503s of an expired drain to leave
-SAY_SECONDS = 1.0  # between two lines that say how many requests remain
 
 Snapshot = Mapping[str, Any]
 
@@ -127,14 +127,14 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._timers.append(loop.call_later(seconds, self._expire))
         if self._drained_by == math.inf:
-            self._timers.append(loop.call_later(SAY_SECONDS, self._say_what_is_left))
+            self._timers.append(loop.call_later(DRAIN_SAY_SECONDS, self._say_what_is_left))
         self._drained_by = min(self._drained_by, loop.time() + seconds)
 
     def _say_what_is_left(self) -> None:
         loop = asyncio.get_running_loop()
         requests, seconds = len(self._server.server_state.tasks), max(0.0, self._drained_by - loop.time())
         logger.info("requests left to answer: %d, for %.0f s at most", requests, seconds)
-        self._timers.append(loop.call_later(SAY_SECONDS, self._say_what_is_left))
+        self._timers.append(loop.call_later(DRAIN_SAY_SECONDS, self._say_what_is_left))
 
     def _expire(self) -> None:
         left = self.inference.expire()

@@ -19,14 +19,13 @@ from zmesh.core.restarts import Restarts
 from zmesh.errors import UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
-from zmesh.pipe import Slate
+from zmesh.pipe import DRAIN_SAY_SECONDS, Slate
 from zmesh.processes import Child, Slot
 
 __all__ = ["DRAIN_GRACE_SECONDS", "LEAVE_SECONDS", "Departure", "House", "Household", "household", "welcome"]
 
 DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 LEAVE_SECONDS = 1.0  # for a process to leave when nobody wants anything of it any more
-SAY_SECONDS = 1.0  # between two lines that say what is left to do
 LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who accepts, who works, who holds what is left
 
 
@@ -161,7 +160,7 @@ class Departure:
         while self._to_come:
             self.leaving = role = self._to_come.pop(0)
             seconds = self._here.seconds_to_leave(role, self._by - now)
-            self.until, self.say_at = now + seconds + DRAIN_GRACE_SECONDS, now + SAY_SECONDS
+            self.until, self.say_at = now + seconds + DRAIN_GRACE_SECONDS, now + DRAIN_SAY_SECONDS
             for slot in self._slots:
                 if slot.role == role:
                     slot.start_at = None
@@ -178,7 +177,7 @@ class Departure:
         """Once per second what remains to be done by workers; the others say for themselves how many requests do."""
         if now < self.say_at:
             return ""
-        self.say_at = now + SAY_SECONDS
+        self.say_at = now + DRAIN_SAY_SECONDS
         if self.leaving != "worker" or not self._here.serves_others:
             return ""
         left = max(0.0, self._by - now)

@@ -24,7 +24,7 @@ from zmesh.config import Plan, Settings
 from zmesh.errors import DrainExpired, StartError
 from zmesh.linkage import Port
 from zmesh.messages import PeerId
-from zmesh.pipe import Pipe, child_pipe
+from zmesh.pipe import DRAIN_SAY_SECONDS, Pipe, child_pipe
 from zmesh.socketport import SocketPort
 from zmesh.transport import Context, raise_file_limit
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["heed", "main", "serve_gateway"]
 
 DOCUMENT_SECONDS = 30.0  # for the agent to say how a lone broker begins
-SAY_SECONDS = 1.0  # between two lines that say how many requests remain
 
 log = logging.getLogger("zmesh.broker")
 
@@ -111,7 +110,7 @@ async def _drained(broker: Broker, until: float) -> bool:
     loop = asyncio.get_running_loop()
     while (left := until - loop.time()) > 0:
         try:
-            async with asyncio.timeout(min(SAY_SECONDS, left)):
+            async with asyncio.timeout(min(DRAIN_SAY_SECONDS, left)):
                 await broker.drained.wait()
             return True
         except TimeoutError:

@@ -9,13 +9,13 @@ import urllib.request
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from zmesh.config import STATUS_URL
 from zmesh.errors import StartError, UsageError
 
-__all__ = ["STATUS_URL", "fetch", "status_text", "table"]
+__all__ = ["fetch", "status_text", "table"]
 
 STATUS_SECONDS = 5.0
 STATUS_BYTES_MAX = 64 * 1024 * 1024
-STATUS_URL = "http://127.0.0.1:8000"
 TRACEBACK_LINES_MAX = 12  # of a failing stage; `-o json` has all of it
 
 

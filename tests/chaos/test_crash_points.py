@@ -186,6 +186,16 @@ def meanwhile(deed: Callable[[], None]) -> Iterator[Callable[[], bool]]:
         doing.result()
 
 
+def ask_meanwhile(mesh: Mesh, deed: Callable[[], None], make: Any = body) -> list[tuple[int, int, Answer]]:
+    """The answers of a closed loop, all of them right."""
+    with meanwhile(deed) as is_over:
+        answers = closed_loop(mesh.port, CLIENTS, make, is_over)
+    log = mesh.head.log()
+    for client, number, answer in answers:
+        assert_right(client, number, answer, log)
+    return answers
+
+
 @pytest.mark.parametrize("point", HOLDS)
 def test_a_crash_there_costs_no_request(mesh: Mesh, point: str) -> None:
     wait_until(lambda: mesh.has(workers=2), what="all workers")
@@ -200,11 +210,7 @@ def test_a_crash_there_costs_no_request(mesh: Mesh, point: str) -> None:
         wait_until(lambda: mesh.has(workers=2), what="all workers to be back")
 
     make = body_that_raises if HOLDS[point] == ROWS_THAT_RAISE else body
-    with meanwhile(deed) as is_over:
-        answers = closed_loop(mesh.port, CLIENTS, make, is_over)
-    log = mesh.head.log()
-    for client, number, answer in answers:
-        assert_right(client, number, answer, log)
+    answers = ask_meanwhile(mesh, deed, make)
     assert len(answers) >= CLIENTS
     is_newborn = point == "worker.heard.welcome"
     assert (victims[0] in before) != is_newborn, f"{victims} ended at {point}, and the {role} was {before}"
@@ -282,10 +288,7 @@ def test_an_agent_that_crashes_there_takes_its_workers_along_and_others_do_their
             wait_until(lambda: not workers_of(agent.process.pid), CHILDREN_SECONDS, "its children to be gone")
             wait_until(lambda: mesh.has(workers=2), what="the broker to know")
 
-        with meanwhile(deed) as is_over:
-            answers = closed_loop(mesh.port, CLIENTS, body, is_over)
-    for client, number, answer in answers:
-        assert_right(client, number, answer, mesh.head.log())
+        ask_meanwhile(mesh, deed)
     mesh.check_peace()
 
 
@@ -314,10 +317,7 @@ def test_a_worker_that_crashes_while_it_leaves_costs_no_request(mesh: Mesh, poin
             assert agent.process.wait(20) == 0, agent.log()
             wait_until(lambda: mesh.has(workers=2), what="the broker to know")
 
-        with meanwhile(deed) as is_over:
-            answers = closed_loop(mesh.port, CLIENTS, body, is_over)
-    for client, number, answer in answers:
-        assert_right(client, number, answer, mesh.head.log())
+        ask_meanwhile(mesh, deed)
     mesh.check_peace()
 
 

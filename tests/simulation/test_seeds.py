@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.planted import credit_is_granted_twice
 from tests.simulation import coverage
 from tests.simulation.simulation import Failed, Report, run
 from tests.simulation.sweep import sweep
@@ -20,7 +21,6 @@ from zmesh.core.link import Link
 from zmesh.core.midway import Midway
 from zmesh.core.session import Session
 from zmesh.core.stages import StageRecord
-from zmesh.core.workers import Crew, Lease, Worker
 
 SEEDS = range(200)
 TASKS_MIN, FAULTS_MIN = 2000, 20
@@ -88,17 +88,6 @@ def test_two_seeds_are_two_worlds():
 # ── mistakes that must be caught ──────────────────────────────────────────────────────────────────────────────────
 
 
-def credit_is_granted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = Crew.release
-
-    def generous(crew: Crew, worker: Worker, lease: Lease, now: float, grant: bool) -> None:
-        release(crew, worker, lease, now, grant)
-        worker.total += grant
-        crew.sort(worker)
-
-    monkeypatch.setattr(Crew, "release", generous)
-
-
 def nothing_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Link, "_everything", lambda link, now: list(link._accepted))
 
@@ -120,13 +109,13 @@ def nothing_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def who_was_withheld_is_not_awoken(monkeypatch: pytest.MonkeyPatch) -> None:
-    remove = Midway.remove
+    add = Midway.add
 
     def forgetful(midway: Midway, hop: int, size: int) -> None:
-        remove(midway, hop, size)
+        add(midway, hop, size)
         midway.fell = False
 
-    monkeypatch.setattr(Midway, "remove", forgetful)
+    monkeypatch.setattr(Midway, "add", forgetful)
 
 
 @pytest.mark.parametrize(

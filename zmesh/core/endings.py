@@ -11,7 +11,6 @@ may be the reason: each of them that has time left is run again, alone, and one 
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Step, Task, TaskState
@@ -156,8 +155,7 @@ def _blame(mesh: Mesh, stage: StageRecord, lease: Lease, task: Task, group_max: 
     task.alone_deaths += lease.left == 1
     if task.alone_deaths >= mesh.limits.deaths_max:
         stage.counts.poisoned += 1
-        text = f"task {task.id:x} killed {task.deaths} workers of {stage.plan.name} and is not run again"
-        mesh.report("error", f"{text}; the sha256 of its input begins with {sha256(task.payload).hexdigest()[:16]}")
+        mesh.report("error", f"task {task.id:x} killed {task.deaths} workers of {stage.plan.name} and is not run again")
         mesh.close(task, Step.POISON, int(Status.POISONED), b"worker died")
         return
     _suspect(stage, task, group_max)

@@ -25,13 +25,10 @@ class Midway:
         self.fell = False  # back within the bound: who was held up may go on
 
     def add(self, hop: int, size: int) -> None:
-        for before in range(hop):
-            self.beyond[before] += size
-
-    def remove(self, hop: int, size: int) -> None:
+        """So many bytes more wait at this step, or fewer."""
         for before in range(hop):
             was_over = self.withholds(before)
-            self.beyond[before] -= size
+            self.beyond[before] += size
             if was_over and not self.withholds(before):
                 self.fell = True
 

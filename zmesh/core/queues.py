@@ -79,7 +79,7 @@ class StageQueue:
         for lane, some in self._by_lane(tasks):
             lane.queue.extend(some)
             lane.waiting += len(some)
-            self._arrive(lane.hop, some)
+            self._count(lane.hop, some, 1)
         self.waiting += len(tasks)
 
     def push_front(self, tasks: Sequence[Task]) -> None:
@@ -87,13 +87,13 @@ class StageQueue:
         for lane, some in self._by_lane(tasks):
             lane.queue.extendleft(reversed(some))
             lane.waiting += len(some)
-            self._arrive(lane.hop, some)
+            self._count(lane.hop, some, 1)
         self.waiting += len(tasks)
 
     def push_suspect(self, task: Task) -> None:
         self._suspects.append(task)
         self.suspects += 1
-        self._arrive(task.hop, (task,))
+        self._count(task.hop, (task,), 1)
 
     def leave(self, task: Task) -> None:
         """Take a waiting task off the count, just before it takes the step that ends its waiting here."""
@@ -106,7 +106,7 @@ class StageQueue:
         else:
             self.waiting -= 1
             self._lane_of(task).waiting -= 1
-        self._depart(task.hop, (task,))
+        self._count(task.hop, (task,), -1)
 
     def pull(self, gateway: Gateway) -> list[Task]:
         """Take all of a gateway's tasks out of the lanes, in order; what becomes of them is the caller's."""
@@ -116,7 +116,7 @@ class StageQueue:
             its = [task for task in living if task.gateway is gateway]
             lane.queue = deque([task for task in living if task.gateway is not gateway])
             lane.waiting -= len(its)
-            self._depart(lane.hop, its)
+            self._count(lane.hop, its, -1)
             pulled += its
         self.waiting -= len(pulled)
         return pulled
@@ -159,13 +159,13 @@ class StageQueue:
             while len(batch) < size and queue:
                 task = queue[0]
                 if self._is_here(task):
-                    inline += task.size if task.size < OWN_FRAME_BYTES else 0
+                    inline += _inline(task)
                     if inline > inline_bytes_max and batch:
                         break  # and nothing from another lane fits either
                     batch.append(task)
                 queue.popleft()
             lane.waiting -= len(batch) - start
-            self._depart(lane.hop, batch[start:])
+            self._count(lane.hop, batch[start:], -1)
         self.waiting -= len(batch)
         return batch
 
@@ -190,7 +190,7 @@ class StageQueue:
             inline += _inline(task)
             group.append(task)
             self.suspects -= 1
-            self._depart(task.hop, (task,))
+            self._count(task.hop, (task,), -1)
         suspects.extendleft(reversed(passed))
         return group
 
@@ -251,29 +251,17 @@ class StageQueue:
         waits = state is TaskState.QUEUED or state is TaskState.SUSPECT or state is TaskState.HELD
         return waits and task.route.stages[task.hop] == self._index
 
-    # What waits, in lanes or as a suspect, is counted here, for its gateway, and midway.
-
-    def _arrive(self, hop: int, tasks: Sequence[Task]) -> None:
+    def _count(self, hop: int, tasks: Sequence[Task], sign: int) -> None:
+        """What waits, in lanes or as a suspect, is counted here, for its gateway, and midway: 1 comes, -1 goes."""
         index, size = self._index, 0
         for task in tasks:
             share = task.gateway.shares[index]
-            share.tasks += 1
-            share.bytes += task.size
+            share.tasks += sign
+            share.bytes += sign * task.size
             size += task.size
-        self.bytes += size
+        self.bytes += sign * size
         if hop:
-            self._midway.add(hop, size)
-
-    def _depart(self, hop: int, tasks: Sequence[Task]) -> None:
-        index, size = self._index, 0
-        for task in tasks:
-            share = task.gateway.shares[index]
-            share.tasks -= 1
-            share.bytes -= task.size
-            size += task.size
-        self.bytes -= size
-        if hop:
-            self._midway.remove(hop, size)
+            self._midway.add(hop, sign * size)
 
 
 def _inline(task: Task) -> int:

@@ -13,7 +13,6 @@ SHAPE = os.environ.get("SHAPE", "sleep")
 MS = float(os.environ.get("MS", "20"))
 TIMEOUT_SECONDS = float(os.environ.get("STAGE_TIMEOUT", "0"))
 GROWN_BYTES = 10 * 1024 * 1024
-NEAR_SECONDS = 0.001
 
 
 def bare(item: dict) -> dict:
@@ -68,32 +67,6 @@ class Stuck(Worker):
         return [bare(item) for item in data]
 
 
-class Edge(Worker):
-    """Takes as long as the request says, and notes when something broke it off, and when it was a near thing. One
-    system call for a note, so that what breaks it off leaves it whole or out."""
-
-    def __init__(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        self.ends, self.near = (
-            os.open(DIRECTORY / f"{name}-{os.getpid()}.jsonl", flags, 0o600) for name in ("ends", "near")
-        )
-
-    def forward(self, data: dict) -> dict:
-        began = time.monotonic()
-        try:
-            time.sleep(data["ms"] / 1000)
-        except BaseException as error:
-            after = time.monotonic() - began
-            os.write(
-                self.ends, b'{"n": %d, "by": "%s", "after": %f}\n' % (data["n"], type(error).__name__.encode(), after)
-            )
-            raise
-        finally:
-            if abs(time.monotonic() - began - TIMEOUT_SECONDS) <= NEAR_SECONDS:
-                os.write(self.near, b'{"n": %d}\n' % data["n"])
-        return bare(data)
-
-
 def note(name: str, **fields: object) -> None:
     with open(DIRECTORY / f"{name}.jsonl", "a") as file:
         file.write(json.dumps(fields) + "\n")
@@ -113,8 +86,6 @@ def routes() -> dict[str, list[Stage]]:
         case "stuck":
             settings = {"max_batch_size": 8, "max_wait_time": 500, "batching": "fixed", "timeout": TIMEOUT_SECONDS}
             return {"/go": [Stage(Stuck, num=2, **settings)]}
-        case "edge":
-            return {"/go": [Stage(Edge, num=4, timeout=TIMEOUT_SECONDS)]}
     raise ValueError(f"no shape is called {SHAPE}")
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from tests.chaos.proofs import crowds, deaths, drains, edges, first
+from tests.chaos.proofs import crowds, deaths, drains, first
 from tests.chaos.proofs.findings import Findings
 
 PROOFS: dict[str, Callable[[Findings], None]] = {
@@ -16,8 +16,6 @@ PROOFS: dict[str, Callable[[Findings], None]] = {
     "first-batch": first.first_batch,
     "blackout": first.blackout,
     "native-loop": deaths.native_loop,
-    "alarms": edges.alarms,
-    "interrupts": edges.interrupts,
     "overload": crowds.overload,
     "expanding": crowds.expanding,
     "crossing": crowds.crossing,

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from tests.planted import credit_is_granted_twice
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
 from zmesh.core import endings, events, intake, invariants, orders
 from zmesh.core.dispatcher import Dispatcher
@@ -799,17 +800,6 @@ def leave_forgets_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StageQueue, "leave", forgetful)
 
 
-def release_grants_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = Crew.release
-
-    def generous(crew: Crew, worker: Worker, lease: Lease, now: float, grant: bool) -> None:
-        release(crew, worker, lease, now, grant)
-        worker.total += grant
-        crew.sort(worker)
-
-    monkeypatch.setattr(Crew, "release", generous)
-
-
 def endings_return_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(lease: Lease) -> list:
         return [(row, task) for row, task in enumerate(lease.tasks) if task.state is not TaskState.QUEUED]
@@ -881,7 +871,7 @@ MUTATIONS = [
     acknowledged_answers_are_kept,
     what_came_back_is_leased_for_a_gateway_that_is_full,
     leave_forgets_bytes,
-    release_grants_twice,
+    credit_is_granted_twice,
     endings_return_what_was_answered,
     what_may_run_once_runs_again,
     suspects_go_ahead,

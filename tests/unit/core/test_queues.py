@@ -293,12 +293,12 @@ def test_a_step_in_the_middle_is_withheld_by_what_waits_beyond_it_alone():
 def test_midway_says_once_that_it_fell_and_not_while_it_is_far_above_or_below():
     midway = Midway(25, 2)
     midway.add(1, 50)
-    midway.remove(1, 10)
+    midway.add(1, -10)
     assert not midway.fell and midway.withholds(0)
-    midway.remove(1, 15)
+    midway.add(1, -15)
     assert midway.fell and not midway.withholds(0), "the bound itself is allowed"
     midway.fell = False
-    midway.remove(1, 25)
+    midway.add(1, -25)
     assert not midway.fell
 
 

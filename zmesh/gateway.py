@@ -26,6 +26,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, NoMatchFound, Route
+from uvicorn.server import ServerState
 
 from zmesh import openapi
 from zmesh.addresses import is_loopback
@@ -43,6 +44,7 @@ __all__ = ["Gateway", "Port", "make_app", "readiness"]
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+TAKEN_PER_TURN = 64  # connections; between two such handfuls all others have their turn
 LAST_WORDS_SECONDS = 0.5  # for the 503s of an expired drain to leave
 
 Snapshot = Mapping[str, Any]
@@ -143,14 +145,18 @@ class Gateway:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the program that hosts it has its own."""
+    """uvicorn without its signal handlers: the program that hosts it has its own.
+
+    libuv takes one new connection in a turn of the loop (since 1.45), so that of a crowd that comes at once, beside
+    others who ask, the last would wait for hundreds of turns. When it takes one, we take those that wait behind it.
+    """
 
     def __init__(self, app: AsgiApp) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=Connection,
+                http=self._taken,  # type: ignore[arg-type]  # it is called like a class
                 lifespan="auto",
                 interface="asgi3",
                 access_log=False,
@@ -163,36 +169,68 @@ class _Server(uvicorn.Server):
             )
         )
         self.listening = asyncio.Event()
+        self._listeners: list[socket.socket] = []
+        self._arriving: set[asyncio.Task[Connection | None]] = set()
+        self._is_taking = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listeners = sockets or []
+        for listener in self._listeners:
+            listener.setblocking(False)
         try:
             await super().startup(sockets=sockets)
         except SystemExit:  # uvicorn has logged the traceback
             raise StartError("the startup of the app's lifespan failed; the log says why") from None
         self.listening.set()
 
+    def _taken(
+        self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: None
+    ) -> Connection:
+        """The protocol of a connection that libuv took."""
+        if not self._is_taking:
+            self._is_taking = True
+            asyncio.get_running_loop().call_soon(self._take_more)
+        return Connection(config, server_state, app_state)
+
+    def _take_more(self) -> None:
+        self._is_taking = False
+        self._take(TAKEN_PER_TURN)
+
+    def _take(self, most: int) -> None:
+        """Accept who waits, at most so many."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):  # nobody waits any more, or there are no files left
+                for _ in range(most):
+                    task = loop.create_task(self._welcome(listener.accept()[0]))
+                    self._arriving.add(task)
+                    task.add_done_callback(self._arriving.discard)
+
+    async def _welcome(self, sock: socket.socket) -> Connection | None:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # the client may have left
+            _, connection = await loop.connect_accepted_socket(
+                lambda: Connection(self.config, self.server_state, self.lifespan.state), sock
+            )
+            return connection
+        return None
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What the kernel has already connected is answered too: a request may be on it."""
-        loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
-        for sock in sockets or []:
-            sock.setblocking(False)
-            with contextlib.suppress(OSError):  # nobody waits any more, or there are no files left
-                for _ in range(BACKLOG + 1):  # who comes in the meantime comes too late
-                    waiting.append(sock.accept()[0])
-        late = [loop.create_task(self._take_late(sock)) for sock in waiting]
+        self._take(BACKLOG + 1)  # who comes in the meantime comes too late
+        self._listeners = []
+        late = [asyncio.ensure_future(self._say_goodbye(task)) for task in self._arriving]
         await super().shutdown(sockets)
-        await asyncio.gather(*late, return_exceptions=True)  # a client may have left
+        await asyncio.gather(*late)
 
-    async def _take_late(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        _, connection = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: Connection(self.config, self.server_state, self.lifespan.state), sock
-        )
-        connection.shutdown()
+    async def _say_goodbye(self, arriving: asyncio.Task[Connection | None]) -> None:
+        if (connection := await arriving) is not None:
+            connection.shutdown()
 
     def abort(self) -> None:
         """Cut what is still connected."""

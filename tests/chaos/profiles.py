@@ -89,8 +89,8 @@ PROFILES: dict[str, Profile] = {
         hasty=1.0,
         fickle=0.5,
     ),
-    # A gateway takes one new connection in a turn of its loop (libuv since 1.45), so that after a burst of hundreds the
-    # last ones wait for as many turns before their deadline even begins. What a busy machine makes of that shows here.
+    # libuv takes one new connection in a turn of its loop; if the gateway did not take those that wait behind it, the
+    # last of a burst would wait for hundreds of turns before their deadlines even begin.
     "burst": Profile(
         "ten times the clients at once, with short deadlines from the first request on",
         {"overload": Overload(6.0, least=1.0, most=3.0)},

@@ -15,13 +15,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import uvloop
 from fastapi import Depends, FastAPI, Response
 
 from zmesh import answers, asgi, door, inference, linkage
 from zmesh.answers import SERVER, VERSION, http_status_of, text_of
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
 from zmesh.errors import StartError
-from zmesh.gateway import Gateway, make_app, readiness
+from zmesh.gateway import TAKEN_PER_TURN, Gateway, make_app, readiness
 from zmesh.linkage import BrokerSilent
 from zmesh.messages import (
     Cancel,
@@ -1060,6 +1061,33 @@ def test_a_gateway_whose_drain_expires_says_so():
         assert await task is False
 
     run(main())
+
+
+@pytest.mark.slow
+def test_a_crowd_that_comes_at_once_does_not_wait_for_as_many_turns_of_the_loop():
+    crowd = 4 * TAKEN_PER_TURN
+
+    async def main() -> None:
+        broker, loop, turns = FakeBroker(None), asyncio.get_running_loop(), 0
+        gateway = Gateway(PLAN, Settings(), broker)
+        task, port = await serving(gateway)
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(crowd)]
+        for client in clients:
+            client.sendall(POST)
+        while sum(len(submit.columns.ids) for submit in broker.submits) < crowd:
+            await asyncio.sleep(0)
+            turns += 1
+        for submit in broker.submits:
+            broker.reply(submit.columns.ids, Status.OK, b"finished")
+        for client in clients:
+            client.setblocking(False)
+            assert b"finished" in await loop.sock_recv(client, 1000)
+            client.close()
+        gateway.start_drain(30)
+        assert await task is True
+        assert turns < crowd / 2
+
+    uvloop.run(main())
 
 
 class Listener(socket.socket):

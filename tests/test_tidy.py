@@ -30,13 +30,14 @@ FLOORS: dict[str, list[str]] = {
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
     ],
     "2b halves": [
-        "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "inference",
+        "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
         "connection",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
+        "inference", "lane",
     ],
-    "3b programs": ["agent", "gateway", "lane", "draining"],
+    "3b programs": ["agent", "gateway", "draining"],
     "4 assembly": ["server", "serving", "testing", "cog", "bench", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip

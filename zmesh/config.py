@@ -234,6 +234,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("namespace", "text", "prefix of the names of metrics", verbs=HTTP),
     Option("path", "text", "directory of the sockets; default: a fresh private one"),
+    Option(
+        "lane",
+        "choice",
+        "how small requests for inference reach the gateway; auto: fast where it is known to work",
+        choices=("auto", "fast", "asgi"),
+        verbs=HTTP,
+    ),
 )
 
 
@@ -260,6 +267,7 @@ class Settings:
     log_level: str = "info"
     namespace: str = "zmesh"
     path: str = ""
+    lane: str = "auto"
     user_args: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -93,6 +93,10 @@ class Connection(HttpToolsProtocol):
             if size > HEADER_BYTES_MAX:
                 self._is_too_large = True
                 raise _TooLarge
+        self.start_request()
+
+    def start_request(self) -> None:
+        """The headers are here, and no larger than they may be."""
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:

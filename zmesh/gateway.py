@@ -19,6 +19,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -28,10 +29,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Match, NoMatchFound, Route
 from uvicorn.server import ServerState
 
-from zmesh import openapi
+from zmesh import lane, openapi
 from zmesh.addresses import is_loopback
 from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
-from zmesh.asgi import AsgiApp, Receive, Scope, Send
+from zmesh.asgi import Receive, Scope, Send
+from zmesh.calls import Calls
 from zmesh.config import Plan, Settings
 from zmesh.connection import Connection
 from zmesh.errors import StartError
@@ -48,6 +50,7 @@ TAKEN_PER_TURN = 64  # connections; between two such handfuls all others have th
 LAST_WORDS_SECONDS = 0.5  # for the 503s of an expired drain to leave
 
 Snapshot = Mapping[str, Any]
+MakeConnection = Callable[[uvicorn.Config, ServerState, dict[str, Any]], Connection]
 
 logger = logging.getLogger("zmesh.gateway")
 
@@ -94,10 +97,13 @@ class Gateway:
         self.counts = GatewayCounts()
         self.link = BrokerLink(plan, settings.limits(), port, clock=clock)
         is_guarded = bool(app.user_middleware)
-        self.inference = Inference(plan, settings, self.link, self.counts, app, is_guarded=is_guarded, clock=clock)
+        self.calls = Calls(plan, settings, self.link, self.counts, clock=clock)
+        self.inference = Inference(self.calls, app, is_guarded=is_guarded)
         document = openapi.metadata(plan, schemas, version=VERSION)
         _install(app, _Pages(self, settings, json.dumps(document).encode()))
-        self._server = _Server(self.inference)
+        has_lane = not is_guarded and (settings.lane == "fast" or (settings.lane == "auto" and lane.is_known()))
+        paths = {route.path.encode(): route.path for route in plan.routes if has_lane}
+        self._server = _Server(self.inference, partial(lane.LaneConnection, self.calls, paths))
         self._timers: list[asyncio.TimerHandle] = []
         self._expired = False
         self._drained_by = math.inf  # on the clock of the event loop
@@ -124,7 +130,7 @@ class Gateway:
 
     def start_drain(self, seconds: float) -> None:
         """Take nothing new, finish what was accepted within `seconds`. Called again, the shorter time counts."""
-        self.inference.is_draining = True
+        self.calls.is_draining = True
         self._server.should_exit = True
         loop = asyncio.get_running_loop()
         self._timers.append(loop.call_later(seconds, self._expire))
@@ -134,12 +140,13 @@ class Gateway:
 
     def _say_what_is_left(self) -> None:
         loop = asyncio.get_running_loop()
-        requests, seconds = len(self._server.server_state.tasks), max(0.0, self._drained_by - loop.time())
+        tasks, seconds = self._server.server_state.tasks, max(0.0, self._drained_by - loop.time())
+        requests = max(len(self.calls), len(tasks))  # those of the lane have no task, those of the app are no calls
         logger.info("requests left to answer: %d, for %.0f s at most", requests, seconds)
         self._timers.append(loop.call_later(DRAIN_SAY_SECONDS, self._say_what_is_left))
 
     def _expire(self) -> None:
-        left = self.inference.expire()
+        left = self.calls.expire()
         self._expired = self._expired or bool(left or self._server.server_state.tasks)
         self._timers.append(asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self._server.abort))
 
@@ -151,7 +158,8 @@ class _Server(uvicorn.Server):
     others who ask, the last would wait for hundreds of turns. When it takes one, we take those that wait behind it.
     """
 
-    def __init__(self, app: AsgiApp) -> None:
+    def __init__(self, app: Inference, make: MakeConnection) -> None:
+        self._make = make
         super().__init__(
             uvicorn.Config(
                 app,
@@ -194,7 +202,7 @@ class _Server(uvicorn.Server):
         if not self._is_taking:
             self._is_taking = True
             asyncio.get_running_loop().call_soon(self._take_more)
-        return Connection(config, server_state, app_state)
+        return self._make(config, server_state, app_state)
 
     def _take_more(self) -> None:
         self._is_taking = False
@@ -215,7 +223,7 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # the client may have left
             _, connection = await loop.connect_accepted_socket(
-                lambda: Connection(self.config, self.server_state, self.lifespan.state), sock
+                lambda: self._make(self.config, self.server_state, self.lifespan.state), sock
             )
             return connection
         return None
@@ -314,7 +322,7 @@ class _Pages:
 
     @property
     def _is_draining(self) -> bool:
-        return self._gateway.inference.is_draining
+        return self._gateway.calls.is_draining
 
     async def root(self, request: Request) -> Response:
         if self._is_draining:
@@ -342,7 +350,7 @@ class _Pages:
             "version": VERSION,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "requests": self._gateway.inference.calls,
+            "requests": len(self._gateway.calls),
             "draining": self._is_draining,
         }
         try:

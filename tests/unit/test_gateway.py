@@ -18,7 +18,7 @@ import pytest
 import uvloop
 from fastapi import Depends, FastAPI, Response
 
-from zmesh import answers, asgi, door, inference, linkage
+from zmesh import answers, asgi, calls, door, inference, linkage
 from zmesh.answers import SERVER, VERSION, http_status_of, text_of
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
 from zmesh.errors import StartError
@@ -253,7 +253,7 @@ def answer_to(
     async def main() -> Client:
         gateway = await joined(broker, Settings(**settings))
         asked = await client().ask(gateway.inference)
-        assert gateway.counts.in_flight == gateway.inference.calls == gateway.link.pending == 0
+        assert gateway.counts.in_flight == len(gateway.calls) == gateway.link.pending == 0
         gateway.link.close()
         return asked
 
@@ -364,12 +364,12 @@ async def overloaded(broker: FakeBroker, clock: Clock, waiting: int = 9, **setti
     """A gateway that has just been told that /inference is full: so many wait there, and 2 are answered a second."""
     gateway = await joined(broker, Settings(timeout=600_000, **settings), clock=clock)
     await keep_waiting(gateway, broker, 1)
-    gateway.inference.sweep()
+    gateway.calls.sweep()
     broker.outcome = (Status.OK, b"result")
     for _ in range(4):
         await Client(b"x").ask(gateway.inference)
     clock.now += 2
-    gateway.inference.sweep()
+    gateway.calls.sweep()
     await keep_waiting(gateway, broker, waiting - 1)
     broker.outcome = (Status.SHED, b"the queue of Resize is full (8 tasks)")
     assert (await Client(b"x").ask(gateway.inference)).status == 429
@@ -392,7 +392,7 @@ def nobody_asks_yet() -> None:
 
 async def closed(gateway: Gateway) -> None:
     """Whoever still waits gets its answer, and then it is over."""
-    gateway.inference.expire()
+    gateway.calls.expire()
     await asyncio.gather(*ASKING)
     ASKING.clear()
     gateway.link.close()
@@ -409,10 +409,10 @@ def test_retry_after_is_what_waits_divided_by_the_rate_of_answers():
 
         assert await retry_after() == "5"
         clock.now += 9
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         assert await retry_after() == "5", "a slow model may answer nothing for a while"
         clock.now += 1
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         assert await retry_after() == "60", "nothing is answered any more"
         await closed(gateway)
 
@@ -459,7 +459,7 @@ def test_a_429_of_user_code_is_about_its_request_alone():
             assert (await an_upload(100).ask(gateway.inference)).text == "quota: come back tomorrow"
         broker.outcome = (Status.OK, b"result")
         assert (await an_upload(100).ask(gateway.inference)).status == 200, "the route is open"
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         broker.outcome = (Status.SHED, b"full")
         assert (await an_upload(100).ask(gateway.inference)).headers["retry-after"] == "2", "5 were answered in 1 s"
         await closed(gateway)
@@ -476,14 +476,14 @@ def test_clients_that_leave_do_not_make_a_route_look_fast():
         leaving = [Client(b"x") for _ in range(40)]
         asking, before = [client.start(gateway.inference) for client in leaving], len(broker.rows)
         await until(lambda: len(broker.rows) == before + 40)
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         clock.now += 1
-        gateway.inference.sweep()  # they are watched from now on
+        gateway.calls.sweep()  # they are watched from now on
         for client in leaving:
             client.gone.set()
         await asyncio.gather(*asking)
         clock.now += 1
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         broker.outcome = (Status.SHED, b"full")
         assert (await an_upload(100).ask(gateway.inference)).headers["retry-after"] == "5", "9 wait, 2 a second"
         await closed(gateway)
@@ -555,7 +555,7 @@ def test_the_broker_is_let_in_between_many_requests_of_one_turn_of_the_loop():
             clock.now += 0.002  # each look at the clock, and there are two in a request
             return clock.now
 
-        gateway.inference._clock = slow
+        gateway.calls.clock = slow
         ASKING.extend(an_upload(1).start(gateway.inference) for _ in range(8))
         await asyncio.sleep(0)
         assert len(ASKING) == 8
@@ -566,7 +566,7 @@ def test_the_broker_is_let_in_between_many_requests_of_one_turn_of_the_loop():
             ASKING.append(an_upload(1).start(gateway.inference))
             await until(lambda: len(broker.rows) == len(ASKING))
         assert broker.breathed == 3, "turns of one request each need no pause"
-        gateway.inference._clock = clock
+        gateway.calls.clock = clock
         await closed(gateway)
 
     run(main())
@@ -596,7 +596,7 @@ def test_more_requests_than_a_mesh_may_hold_are_refused_though_no_broker_is_ther
             assert (refused.status, refused.text) == (429, "too many requests: the gateway is full (2 requests)")
             assert refused.headers["retry-after"] == "1"
         await closed(gateway)
-        assert gateway.inference._bytes == 0
+        assert gateway.calls._bytes == 0
 
     run(main())
 
@@ -624,7 +624,7 @@ def test_more_bytes_than_a_mesh_may_hold_are_refused_unread_or_as_soon_as_they_a
         ASKING.append(Client(b"abcd", headers={"content-length": "4"}).start(gateway.inference))
         await until(lambda: len(broker.rows) == 3)
         await closed(gateway)
-        assert gateway.inference._bytes == 0
+        assert gateway.calls._bytes == 0
 
     run(main())
 
@@ -676,11 +676,11 @@ def test_idle_time_does_not_count_as_a_low_rate():
         broker, clock = FakeBroker(), Clock()
         gateway = await joined(broker, clock=clock)
         await Client(b"x").ask(gateway.inference)
-        gateway.inference._swept()  # nobody is here: the sweep ends
+        gateway.calls._swept()  # nobody is here: the sweep ends
         clock.now += 3600
         asking = Client(b"x").start(gateway.inference)
         await until(lambda: len(broker.rows) == 2)
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         await asking
         broker.outcome = (Status.SHED, b"full")
         assert (await Client(b"x").ask(gateway.inference)).headers["retry-after"] == "1"
@@ -806,11 +806,11 @@ def test_a_body_that_does_not_come_is_408_and_no_task():
         asking = client.start(gateway.inference)
         await until(lambda: client.received == 1)
         clock.now += inference.BODY_SECONDS
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         assert not asking.cancelling()
         clock.now += 1
-        gateway.inference.sweep()
-        gateway.inference.sweep()  # cut short once
+        gateway.calls.sweep()
+        gateway.calls.sweep()  # cut short once
         asked = await asking
         assert broker.submits == []
         assert asking.cancelling() == 0
@@ -837,8 +837,8 @@ def test_a_client_that_leaves_while_its_task_waits_takes_the_task_with_it():
         asking = client.start(gateway.inference)
         await until(lambda: broker.submits)
         clock.now += 1
-        gateway.inference.sweep()
-        gateway.inference.sweep()  # watched once
+        gateway.calls.sweep()
+        gateway.calls.sweep()  # watched once
         client.gone.set()
         assert not (await asking).is_answered
         await until(lambda: broker.cancelled)
@@ -851,7 +851,7 @@ def test_a_client_that_leaves_while_its_task_waits_takes_the_task_with_it():
 
 
 def test_the_sweep_runs_by_itself_while_somebody_is_here(monkeypatch):
-    monkeypatch.setattr(inference, "SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(calls, "SWEEP_SECONDS", 0.001)
     monkeypatch.setattr(inference, "WATCH_SECONDS", 0.0)
 
     async def main() -> None:
@@ -862,7 +862,7 @@ def test_the_sweep_runs_by_itself_while_somebody_is_here(monkeypatch):
         await until(lambda: broker.submits)
         client.gone.set()
         assert not (await asking).is_answered
-        await until(lambda: gateway.inference._sweeping is None)
+        await until(lambda: gateway.calls._sweeping is None)
         gateway.link.close()
 
     run(main())
@@ -877,7 +877,7 @@ def test_a_slow_request_is_answered_though_it_is_watched():
         asking = client.start(gateway.inference)
         await until(lambda: broker.submits)
         clock.now += 1
-        gateway.inference.sweep()
+        gateway.calls.sweep()
         await asyncio.sleep(0)
         broker.reply(broker.submits[0].columns.ids, Status.OK, b"at last")
         assert (await asking).body == b"at last"
@@ -912,7 +912,7 @@ def test_a_request_that_the_server_gives_up_is_cancelled():
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
         await until(lambda: broker.cancelled)
-        assert gateway.inference.calls == gateway.link.pending == 0
+        assert len(gateway.calls) == gateway.link.pending == 0
         gateway.link.close()
 
     run(main())
@@ -990,8 +990,8 @@ def test_what_is_left_when_the_drain_expires_gets_503():
         waiting, reading = Client(b"x"), Client(b"x", finishes=False)
         asking = [waiting.start(gateway.inference), reading.start(gateway.inference)]
         await until(lambda: broker.submits and reading.received)
-        gateway.inference.is_draining = True
-        assert gateway.inference.expire() == 2
+        gateway.calls.is_draining = True
+        assert gateway.calls.expire() == 2
         for asked in await asyncio.gather(*asking):
             assert (asked.status, asked.headers["retry-after"], asked.headers["connection"]) == (503, "1", "close")
             assert "gracefully shutting down" in asked.text
@@ -1249,7 +1249,7 @@ def page(path: str, *, snapshot: dict[str, Any] | None = READY, drains: bool = F
         broker = FakeBroker()
         broker.snapshot = snapshot
         gateway = await joined(broker)
-        gateway.inference.is_draining = drains
+        gateway.calls.is_draining = drains
         asked = await Client(path=path, **{"method": "GET", **client}).ask(gateway.inference)
         gateway.link.close()
         return asked

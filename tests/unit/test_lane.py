@@ -1,0 +1,275 @@
+"""The fast lane gives the same answers as ASGI, byte for byte, and leaves the same counts; and it is taken at all."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.unit.test_gateway import PLAN, Clock, FakeBroker, serving, until
+from zmesh.config import Settings
+from zmesh.gateway import Gateway, make_app
+from zmesh.lane import LANE_BODY_BYTES_MAX
+from zmesh.messages import Message, SessionId, Status, Submit, TaskId
+
+pytestmark = pytest.mark.slow
+
+BODY_BYTES_MAX = LANE_BODY_BYTES_MAX + 1000
+LAST = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+OUTCOMES = {
+    b"o": (Status.OK, b"result"),
+    b"e": (Status.OK, b""),
+    b"v": (Status.VALIDATION, b"validation error: no such field"),
+    b"s": (Status.SHED, b"the queue of Resize is full (8 tasks)"),
+    b"q": (Status.SHED, b"quota: come back tomorrow"),
+    b"u": (Status.UNAVAILABLE, b"stage Resize is failing"),
+    b"i": (Status.INTERNAL, "größer".encode()),
+    b"p": (Status.POISONED, b"worker died"),
+    b"t": (Status.TIMEOUT, b""),
+}
+
+
+class Judge(FakeBroker):
+    """Answers each task by the first byte of its body."""
+
+    def send(self, session: SessionId, message: Message) -> None:
+        super().send(session, message)
+        if isinstance(message, Submit):
+            for id, payload in zip(message.columns.ids, message.columns.payloads, strict=True):
+                self.judge(id, bytes(payload[:1]))
+
+    def judge(self, id: TaskId, verdict: bytes) -> None:
+        status, payload = OUTCOMES.get(verdict, OUTCOMES[b"o"])
+        self.reply([id], status, memoryview(payload) if verdict == b"o" else payload)  # type: ignore[arg-type]
+
+
+@dataclass
+class Side:
+    gateway: Gateway
+    broker: FakeBroker
+    task: asyncio.Task[bool]
+    port: int
+
+    @staticmethod
+    async def start(lane: str, **given: Any) -> Side:
+        broker = given.pop("broker", None) or Judge(None)
+        gateway = Gateway(PLAN, Settings(max_request_size=BODY_BYTES_MAX, lane=lane), broker, clock=Clock(), **given)
+        return Side(gateway, broker, *await serving(gateway))
+
+    async def stop(self) -> None:
+        self.gateway.start_drain(30)
+        assert await self.task is True
+
+    def counts(self) -> Any:
+        counts = self.gateway.counts
+        return dict(counts.answers), counts.in_flight, counts.ok, len(self.gateway.calls)
+
+
+@contextmanager
+def loop() -> Iterator[Callable[[Awaitable[Any]], Any]]:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+
+        async def limited(what: Awaitable[Any]) -> Any:
+            return await asyncio.wait_for(what, 20)
+
+        yield lambda what: runner.run(limited(what))
+
+
+# ── both ways ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as bytes, in pieces."""
+
+    method: str = "POST"
+    target: str = "/inference"
+    version: str = "HTTP/1.1"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b"o"
+    is_chunked: bool = False
+    cuts: tuple[float, ...] = field(default=())
+
+    def pieces(self) -> list[bytes]:
+        sent, framing = self.body, ("content-length", str(len(self.body)))
+        if self.is_chunked:
+            framing = ("transfer-encoding", "chunked")
+            sent = (b"%x\r\n%s\r\n" % (len(self.body), self.body) if self.body else b"") + b"0\r\n\r\n"
+        lines = [f"{self.method} {self.target} {self.version}", "Host: x"]
+        lines += [f"{name}: {value}" for name, value in (*self.headers, framing)]
+        data = "\r\n".join([*lines, "", ""]).encode() + sent
+        places = sorted({0, len(data), *(int(cut * len(data)) for cut in self.cuts)})
+        return [data[start:end] for start, end in pairwise(places)]
+
+
+HEADERS = st.sampled_from(
+    [
+        ("X-Request-Id", "mine"),
+        ("x-request-id", "not a token"),
+        ("x-request-timeout", "0.5"),
+        ("x-request-timeout", "soon"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("accept", "application/problem+json"),
+        ("connection", "close"),
+        ("connection", "keep-alive"),
+        ("expect", "100-continue"),
+        ("expect", "the best"),
+        ("upgrade", "websocket"),
+    ]
+)
+SIZES = st.sampled_from([1, 2, 100, LANE_BODY_BYTES_MAX, LANE_BODY_BYTES_MAX + 1, BODY_BYTES_MAX, BODY_BYTES_MAX + 1])
+BODIES = st.one_of(
+    st.just(b""), st.builds(lambda verdict, size: verdict.ljust(size, b"."), st.sampled_from([*OUTCOMES]), SIZES)
+)
+ASKED = st.builds(
+    Asked,
+    method=st.sampled_from(["POST"] * 6 + ["GET", "PUT", "HEAD"]),
+    target=st.sampled_from(["/inference"] * 6 + ["/label", "/inference?x=1", "/inference/", "/%69nference", "/livez"]),
+    version=st.sampled_from(["HTTP/1.1"] * 6 + ["HTTP/1.0"]),
+    headers=st.lists(HEADERS, max_size=2, unique_by=lambda header: header[0].lower()).map(tuple),
+    body=BODIES,
+    is_chunked=st.sampled_from([False] * 4 + [True]),
+    cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
+)
+
+
+async def ask(port: int, pieces: list[bytes]) -> bytes:
+    """Everything that is answered until the connection ends."""
+    loop, said = asyncio.get_running_loop(), bytearray()
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(OSError):  # it may be closed before everything is sent, or read
+            for piece in pieces:
+                await loop.sock_sendall(sock, piece)
+                await asyncio.sleep(0.001)  # another piece for the reader, most of the time
+        with suppress(OSError):
+            while data := await loop.sock_recv(sock, 1 << 16):
+                said += data
+    return bytes(said)
+
+
+def without_chance(said: bytes) -> bytes:
+    said = re.sub(rb"date: [^\r]*", b"date: today", said)
+    return re.sub(rb"(x-request-id: |\"request_id\":\")[0-9a-f]{32}", rb"\1made", said)
+
+
+def submitted(broker: FakeBroker) -> list[Any]:
+    rows = [(route, bytes(payload), context, left) for route, payload, context, left in broker.rows]
+    broker.submits.clear()
+    named = [context["request_id"] if len(context["request_id"]) < 32 else "made" for _, _, context, _ in rows]
+    return [
+        (route, payload, {**context, "request_id": name}, left)
+        for (route, payload, context, left), name in zip(rows, named, strict=True)
+    ]
+
+
+@pytest.mark.timeout(120)
+def test_both_ways_give_the_same_answers_and_leave_the_same_counts():
+    with loop() as run:
+
+        async def both() -> tuple[Side, Side]:
+            return await Side.start(lane="fast"), await Side.start(lane="asgi")
+
+        fast, slow = run(both())
+
+        @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(st.lists(ASKED, min_size=1, max_size=3), st.booleans())
+        @example([Asked()], False)
+        @example([Asked(body=b"p"), Asked(body=b"p"), Asked()], True)
+        @example([Asked(cuts=(0.99,)), Asked()], False)
+        @example([Asked(headers=(("connection", "close"),)), Asked()], True)
+        def check(asked: list[Asked], is_pipelined: bool) -> None:
+            pieces = [piece for one in asked for piece in one.pieces()] + [LAST]
+            if is_pipelined:
+                pieces = [b"".join(pieces)]
+
+            async def compare() -> None:
+                answers = [without_chance(await ask(side.port, pieces)) for side in (fast, slow)]
+                assert answers[0] == answers[1]
+                for side in (fast, slow):
+                    await until(lambda side=side: not len(side.gateway.calls))
+                assert submitted(fast.broker) == submitted(slow.broker)
+                assert fast.counts() == slow.counts()
+
+            run(compare())
+
+        check()
+        run(fast.stop())
+        run(slow.stop())
+
+
+# ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
+
+POST = b"\r\n".join([b"POST /inference HTTP/1.1", b"host: x", b"content-length: 1", b"", b"x"])
+
+
+def test_a_small_request_takes_the_lane_and_starts_no_task():
+    async def main() -> None:
+        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(POST)
+        await until(lambda: side.broker.submits)
+        assert len(side.gateway.calls) == 1 and not side.gateway._server.server_state.tasks
+        side.broker.reply(side.broker.submits[0].columns.ids, Status.OK, b"finished")
+        assert (await reader.readuntil(b"finished")).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+        await side.stop()
+
+    uvloop.run(main())
+
+
+def test_a_users_middleware_closes_the_lane():
+    app = make_app()
+    seen: list[str] = []
+
+    @app.middleware("http")
+    async def look(request: Any, call_next: Any) -> Any:
+        seen.append(request.url.path)
+        return await call_next(request)
+
+    async def main() -> None:
+        side = await Side.start(lane="fast", app=app)
+        assert b"200 OK" in await ask(side.port, [POST, LAST])
+        await side.stop()
+
+    uvloop.run(main())
+    assert seen == ["/inference", "/livez"]
+
+
+def test_a_client_that_leaves_takes_its_task_with_it():
+    async def main() -> None:
+        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        _, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(POST)
+        await until(lambda: side.broker.submits)
+        writer.transport.abort()
+        await until(lambda: side.broker.cancelled == side.broker.submits[0].columns.ids)
+        assert side.counts() == ({(499, "/inference"): 1}, 0, 0, 0)
+        side.broker.reply(side.broker.submits[0].columns.ids, Status.OK, b"too late")
+        await side.stop()
+
+    uvloop.run(main())
+
+
+def test_a_drain_that_expires_answers_503_and_closes():
+    async def main() -> None:
+        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        asking = asyncio.ensure_future(ask(side.port, [POST]))
+        await until(lambda: side.broker.submits)
+        side.gateway.start_drain(0.05)
+        said = await asking
+        assert said.startswith(b"HTTP/1.1 503 ") and b"connection: close\r\n" in said
+        assert await side.task is False
+
+    uvloop.run(main())

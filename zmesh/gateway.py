@@ -189,10 +189,10 @@ class _Server(uvicorn.Server):
         self._listeners = sockets or []
         for listener in self._listeners:
             listener.setblocking(False)
-        try:
+        with contextlib.suppress(SystemExit):  # what newer ones say; uvicorn has logged the traceback
             await super().startup(sockets=sockets)
-        except SystemExit:  # uvicorn has logged the traceback
-            raise StartError("the startup of the app's lifespan failed; the log says why") from None
+        if not self.started:
+            raise StartError("the startup of the app's lifespan failed; the log says why")
         self.listening.set()
 
     def _taken(

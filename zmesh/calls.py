@@ -79,6 +79,8 @@ class Call:
 
     __slots__ = ("accept", "body", "door", "id", "path", "request_id", "since", "size", "started")
 
+    has_task = False  # of the event loop, by which the server counts it too
+
     def __init__(self, path: str, door: Door, headers: Mapping[bytes, bytes], now: float) -> None:
         given = headers.get(b"x-request-id")
         self.request_id = given if given is not None and sane_token(given) else new_request_id()
@@ -96,7 +98,7 @@ class Call:
     def look(self, now: float) -> None:
         """Look after it, every `SWEEP_SECONDS`."""
 
-    def expire(self, calls: Calls) -> None:
+    def give_up(self, calls: Calls) -> None:
         """Its time is over: it gets 503."""
         calls.abandon(self)
         self.done(int(Status.UNAVAILABLE), DRAINING.encode())
@@ -133,6 +135,9 @@ class Calls:
     def __len__(self) -> int:
         return len(self._held)
 
+    def without_task(self) -> int:
+        return sum(not call.has_task for call in self._held)
+
     # ── holding ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def hold(self, call: Call) -> None:
@@ -161,7 +166,7 @@ class Calls:
         """Answer 503 to every request that is still here, and forget its task; how many there were."""
         left = list(self._held)
         for call in left:
-            call.expire(self)
+            call.give_up(self)
         return len(left)
 
     def sweep(self) -> None:
@@ -196,31 +201,34 @@ class Calls:
         wanted = headers.get(b"x-request-timeout")
         return self._timeout if wanted is None else min(self._timeout, _seconds(wanted))
 
-    def why_not(self, door: Door, size: int | None, since: float) -> str:
-        """Why a request with so many bytes of body must not come now; empty when it may."""
-        if len(self._held) > self._calls_max:
+    def why_not(self, door: Door, size: int | None, since: float, others: int) -> str:
+        """Why a request with so many bytes of body must not come now, beside so many others; empty when it may."""
+        if others >= self._calls_max:
             return f"{FULL} ({self._calls_max} requests)"
         if self._bytes and self._bytes + (size or 0) > self._bytes_max:
             return f"{FULL} ({self._bytes_max} bytes)"
         return door.text if size is not None and since < door.closed_until else ""
 
-    def submit(self, call: Call, headers: Mapping[bytes, bytes], timeout: float) -> None:
-        """Hand over a request whose body is here: its `done` gets the outcome; `settle` has to follow.
+    def denied(self, path: str, body: bytes) -> Payload | None:
+        """What was answered to the same body a moment ago, when it killed its workers."""
+        return self._denied.answer(path, body, self.clock()) if self._denied else None
 
-        Raises Refusal for an empty one.
+    def submit(self, call: Call, headers: Mapping[bytes, bytes], timeout: float) -> None:
+        """Hand over a request whose body is here: later its `done` gets the outcome, and `settle` follows.
+
+        Raises Refusal for a body that must not be tried.
         """
         if not call.body:
             raise Refusal(400, "no data provided")
         context = {"request_id": call.request_id.decode("ascii")}
         if (parent := headers.get(b"traceparent")) is not None and sane_token(parent):
             context["traceparent"] = parent.decode("ascii")
-        now = call.since = self.clock()
+        call.since = self.clock()
+        if (answer := self.denied(call.path, call.body)) is not None:
+            raise self._refusal_of(_POISONED, answer, call.door)
+        call.id = self._mesh.submit(call.path, call.body, context, call.since + timeout, call.done)
         self._counts.in_flight += 1
         call.door.pending += 1
-        if self._denied and (answer := self._denied.answer(call.path, call.body, now)) is not None:
-            call.done(_POISONED, answer)
-        else:
-            call.id = self._mesh.submit(call.path, call.body, context, now + timeout, call.done)
 
     def settle(self, call: Call) -> None:
         """What was submitted has its outcome, or wants none any more."""
@@ -239,6 +247,7 @@ class Calls:
         call.door.answered += is_users or status not in _NO_WORK
         if status == _OK:
             self._counts.add(200, call.path, self.clock() - call.started)
+            call.body = b""
             body = payload if type(payload) is bytes else bytes(payload)
             length = (b"content-length", b"%d" % len(body))
             return Answer(200, [self._types[call.path], SERVER, (b"x-request-id", call.request_id), length], body)
@@ -248,11 +257,18 @@ class Calls:
 
     def refuse(self, call: Call, refusal: Refusal) -> Answer:
         self._counts.add(refusal.http, call.path, 0.0)
+        call.body = b""
         return failure(refusal, call.request_id, call.accept)
 
     def leave(self, call: Call) -> None:
         """Its client is gone, and reads nothing."""
         self._counts.add(GONE_HTTP, call.path, 0.0)
+        call.body = b""
+
+    def fault(self, call: Call) -> Refusal:
+        """For an exception of ours, which is logged: whoever asked must still get an answer."""
+        logger.exception("request %s failed in the gateway", call.request_id.decode("ascii"))
+        return Refusal(500, "inference internal error")
 
     def shed(self, door: Door, text: str, *, is_last: bool) -> Refusal:
         return Refusal(429, text, retry_after=door.retry_after(), close=is_last, linger=is_last)

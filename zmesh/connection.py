@@ -74,7 +74,7 @@ class Connection(HttpToolsProtocol):
             self._size = 0
             if self._patience is not None:
                 self._stop_waiting()
-            if self.timeout_keep_alive_task is None and self._is_answered():
+            if self.timeout_keep_alive_task is None and self.is_answered():
                 self._keep_alive()
         elif not self._is_refused:
             if self._size > HEADER_BYTES_MAX:
@@ -153,7 +153,7 @@ class Connection(HttpToolsProtocol):
         cycle.message_event.set()
         return True
 
-    def _is_answered(self) -> bool:
+    def is_answered(self) -> bool:
         """Whether nothing is to be said: what comes now is the rest of a body that was answered already."""
         cycle = getattr(self, "cycle", None)
         return cycle is not None and cycle.response_complete and not self.transport.is_closing()

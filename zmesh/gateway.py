@@ -46,7 +46,7 @@ __all__ = ["Gateway", "Port", "make_app", "readiness"]
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
-TAKEN_PER_TURN = 64  # connections; between two such handfuls all others have their turn
+ACCEPTED_PER_TURN = 64  # connections; between two such handfuls all others have their turn
 LAST_WORDS_SECONDS = 0.5  # for the 503s of an expired drain to leave
 
 Snapshot = Mapping[str, Any]
@@ -141,7 +141,7 @@ class Gateway:
     def _say_what_is_left(self) -> None:
         loop = asyncio.get_running_loop()
         tasks, seconds = self._server.server_state.tasks, max(0.0, self._drained_by - loop.time())
-        requests = max(len(self.calls), len(tasks))  # those of the lane have no task, those of the app are no calls
+        requests = len(tasks) + self.calls.without_task()
         logger.info("requests left to answer: %d, for %.0f s at most", requests, seconds)
         self._timers.append(loop.call_later(DRAIN_SAY_SECONDS, self._say_what_is_left))
 
@@ -164,7 +164,7 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=self._taken,  # type: ignore[arg-type]  # it is called like a class
+                http=self._connection,  # type: ignore[arg-type]  # it is called like a class
                 lifespan="auto",
                 interface="asgi3",
                 access_log=False,
@@ -179,7 +179,7 @@ class _Server(uvicorn.Server):
         self.listening = asyncio.Event()
         self._listeners: list[socket.socket] = []
         self._arriving: set[asyncio.Task[Connection | None]] = set()
-        self._is_taking = False
+        self._is_accepting = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -195,20 +195,20 @@ class _Server(uvicorn.Server):
             raise StartError("the startup of the app's lifespan failed; the log says why")
         self.listening.set()
 
-    def _taken(
+    def _connection(
         self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], _loop: None
     ) -> Connection:
         """The protocol of a connection that libuv took."""
-        if not self._is_taking:
-            self._is_taking = True
-            asyncio.get_running_loop().call_soon(self._take_more)
+        if not self._is_accepting:
+            self._is_accepting = True
+            asyncio.get_running_loop().call_soon(self._accept_more)
         return self._make(config, server_state, app_state)
 
-    def _take_more(self) -> None:
-        self._is_taking = False
-        self._take(TAKEN_PER_TURN)
+    def _accept_more(self) -> None:
+        self._is_accepting = False
+        self._accept(ACCEPTED_PER_TURN)
 
-    def _take(self, most: int) -> None:
+    def _accept(self, most: int) -> None:
         """Accept who waits, at most so many."""
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
@@ -230,11 +230,11 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What the kernel has already connected is answered too: a request may be on it."""
-        self._take(BACKLOG + 1)  # who comes in the meantime comes too late
+        self._accept(BACKLOG + 1)  # who comes in the meantime comes too late
         self._listeners = []
         late = [asyncio.ensure_future(self._say_goodbye(task)) for task in self._arriving]
         await super().shutdown(sockets)
-        await asyncio.gather(*late)
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _say_goodbye(self, arriving: asyncio.Task[Connection | None]) -> None:
         if (connection := await arriving) is not None:

@@ -13,7 +13,6 @@ framework; everything else goes to the app behind it. Its rules, beside those of
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 
 from zmesh.answers import DRAINING, Refusal
@@ -22,8 +21,6 @@ from zmesh.calls import GONE, RETRY_DRAINING_SECONDS, Call, Calls
 from zmesh.messages import Payload
 
 __all__ = ["Inference"]
-
-logger = logging.getLogger("zmesh.gateway")
 
 BODY_SECONDS = 30.0  # for the whole of a request body to arrive
 WATCH_SECONDS = 0.1  # a request that waits longer is watched for its client leaving
@@ -34,6 +31,8 @@ class _Upload(Call):
     """It reads its body while `outcome` is None, then it waits for that."""
 
     __slots__ = ("calls", "outcome", "receive", "task", "verdict", "watcher")
+
+    has_task = True
 
     def __init__(self, calls: Calls, path: str, headers: Mapping[bytes, bytes], now: float, receive: Receive) -> None:
         super().__init__(path, calls.doors[path], headers, now)
@@ -56,11 +55,11 @@ class _Upload(Call):
         elif self.watcher is None and waited > WATCH_SECONDS:
             self.watcher = asyncio.get_running_loop().create_task(self._watch())
 
-    def expire(self, calls: Calls) -> None:
+    def give_up(self, calls: Calls) -> None:
         if self.outcome is None:
             self._cut_short(Refusal(503, DRAINING, retry_after=RETRY_DRAINING_SECONDS, close=True))
         else:
-            super().expire(calls)
+            super().give_up(calls)
 
     def _cut_short(self, verdict: Refusal) -> None:
         if self.verdict is None and self.task is not None:
@@ -107,9 +106,8 @@ class Inference:
             status, payload = await self._outcome(call, scope["method"], headers)
         except Refusal as refused:
             refusal = refused.with_traceback(None)  # or the frame and it would keep each other alive
-        except Exception:  # ours; whoever asked must still get an answer
-            logger.exception("request %s failed in the gateway", call.request_id.decode("ascii"))
-            refusal = Refusal(500, "inference internal error")
+        except Exception:
+            refusal = calls.fault(call)
         finally:
             calls.drop(call)
             if call.watcher is not None:
@@ -180,6 +178,6 @@ class Inference:
         calls = self._calls
         if length is not None and length > calls.body_bytes_max:
             raise calls.too_large()
-        if why := calls.why_not(call.door, length, call.since):
+        if why := calls.why_not(call.door, length, call.since, len(calls) - 1):
             is_last = is_asking or length is None or length > DROPPED_BYTES_MAX
             raise calls.shed(call.door, why, is_last=is_last)

@@ -5,19 +5,20 @@ request only when nothing about it is unusual: `POST` to the exact path of a rou
 most `LANE_BODY_BYTES_MAX`, all of it here in one piece, nothing to refuse, nobody before it on its connection. Anything
 else goes through ASGI, where every rule is; so that this is a shorter way to the same answers, byte for byte.
 
-What is uvicorn's stays uvicorn's: parsing, keep-alive, pipelining, shutdown. `_Reply` stands where it keeps the cycle
-of a request, and has what of that it looks at.
+What is uvicorn's stays uvicorn's: parsing, keep-alive, pipelining, shutdown.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from zmesh.answers import Refusal
+from zmesh.answers import Answer, Refusal
 from zmesh.calls import Call
 from zmesh.connection import Connection
 
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
 __all__ = ["LANE_BODY_BYTES_MAX", "LaneConnection", "is_known"]
 
 LANE_BODY_BYTES_MAX = 64 * 1024
-UVICORN_FROM, UVICORN_TO = (0, 30), (0, 54)
+COPIED_BYTES_MAX = 64 * 1024  # of an answer, to write it together with its headers
+UVICORN_FROM, UVICORN_TO = (0, 50), (0, 54)  # before, ASGI answers some odd `Connection:` headers otherwise
 
 logger = logging.getLogger("zmesh.gateway")
 
 
 def is_known() -> bool:
     """Whether this is a uvicorn that the lane was tested with; if not, says so in the log."""
-    found = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
-    if UVICORN_FROM <= found <= UVICORN_TO:
+    found = re.match(r"(\d+)\.(\d+)", uvicorn.__version__)
+    if found and UVICORN_FROM <= (int(found[1]), int(found[2])) <= UVICORN_TO:
         return True
     text = "uvicorn %s is not one that the fast lane was tested with (%d.%d to %d.%d): requests go through ASGI"
     logger.warning(text, uvicorn.__version__, *UVICORN_FROM, *UVICORN_TO)
@@ -48,12 +50,13 @@ def is_known() -> bool:
 
 
 class _Reply(Call):
-    """A request of the lane, until its answer is written."""
+    """A request of the lane, until its answer is written. It stands where uvicorn keeps the cycle of a request."""
 
     __slots__ = ("connection", "disconnected", "keep_alive", "response_complete")
 
     more_body = False
     response_started = False
+    message_event = asyncio.Event()  # for uvicorn to set; nobody waits for it
 
     def __init__(self, connection: LaneConnection, path: str, headers: Mapping[bytes, bytes], now: float) -> None:
         super().__init__(path, connection.calls.doors[path], headers, now)
@@ -61,42 +64,49 @@ class _Reply(Call):
         self.keep_alive: bool = connection.parser.should_keep_alive()
         self.response_complete = self.disconnected = False
 
-    @property
-    def message_event(self) -> _Reply:
-        """What uvicorn sets when the connection ends."""
-        return self
+    def done(self, status: int, payload: Payload) -> None:
+        if self.response_complete:
+            return
+        calls = self.connection.calls
+        calls.settle(self)
+        if self.connection.transport.is_closing():
+            self._end()
+            calls.leave(self)
+        else:
+            self.write(calls.answer(self, status, payload))
 
-    def set(self) -> None:
-        if self.disconnected and not self.response_complete:
+    def left(self) -> None:
+        """The connection is gone."""
+        if not self.response_complete:
             calls = self.connection.calls
             self._end()
+            calls.settle(self)
             calls.abandon(self)
             calls.leave(self)
 
-    def done(self, status: int, payload: Payload) -> None:
-        """Answer it."""
-        if self.response_complete:
-            return
+    def write(self, answer: Answer) -> None:
         self._end()
-        connection = self.connection
-        answer = connection.calls.answer(self, status, payload)
+        connection, is_said = self.connection, False
         parts = [STATUS_LINE[answer.status]]
         for name, value in (*connection.server_state.default_headers, *answer.headers):
             parts += (name, b": ", value, b"\r\n")
-            if name == b"connection":
-                self.keep_alive = False
-        if not self.keep_alive and name != b"connection":
-            parts.append(b"connection: close\r\n")
-        parts += (b"\r\n", answer.body)
-        connection.transport.write(b"".join(parts))
+            is_said = is_said or name == b"connection"  # which only says `close`
+        self.keep_alive = self.keep_alive and not is_said
+        parts.append(b"\r\n" if self.keep_alive or is_said else b"connection: close\r\n\r\n")
+        if len(answer.body) <= COPIED_BYTES_MAX:
+            parts.append(answer.body)
+            connection.transport.write(b"".join(parts))
+        else:
+            connection.transport.write(b"".join(parts))
+            connection.transport.write(answer.body)
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()
 
     def _end(self) -> None:
         self.response_complete = True
+        self.connection.reply = None
         self.connection.calls.drop(self)
-        self.connection.calls.settle(self)
 
 
 class LaneConnection(Connection):
@@ -112,7 +122,13 @@ class LaneConnection(Connection):
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.calls, self._paths = calls, paths
+        self.reply: _Reply | None = None  # that waits for its outcome
         self._arriving: list[bytes] | None = None  # the body of a request that may take the lane
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.reply is not None:
+            self.reply.left()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -123,6 +139,9 @@ class LaneConnection(Connection):
         if self._arriving is not None:
             self._step_aside()
         super().send_400_response(msg)
+
+    def is_answered(self) -> bool:
+        return self._arriving is None and super().is_answered()
 
     def start_request(self) -> None:
         if self._may_take():
@@ -168,18 +187,21 @@ class LaneConnection(Connection):
         if b"content-length" not in headers or b"expect" in headers or calls.is_draining:
             return False
         now, path = calls.clock(), self._paths[self.url]
-        if calls.why_not(calls.doors[path], len(body), now):
+        if calls.why_not(calls.doors[path], len(body), now, len(calls)) or calls.denied(path, body) is not None:
             return False
         try:
             timeout = calls.timeout_of(headers)
         except Refusal:
             return False
         self._arriving = None
-        reply = _Reply(self, path, headers, now)
+        self.reply = reply = _Reply(self, path, headers, now)
         self.cycle = reply  # type: ignore[assignment]  # it stands in for one
         reply.body, reply.size = body, len(body)
         calls.hold(reply)
-        calls.submit(reply, headers, timeout)
+        try:
+            calls.submit(reply, headers, timeout)
+        except Exception:
+            reply.write(calls.refuse(reply, calls.fault(reply)))
         return True
 
     def _step_aside(self) -> None:

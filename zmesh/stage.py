@@ -11,6 +11,7 @@ import gc
 import inspect
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,7 @@ __all__ = ["Stage", "WorkerLoop", "main"]
 
 BATCHING = ("crowd", "fixed", "greedy")
 START_METHODS = ("spawn", "fork")
+MIME_TYPE = re.compile(r"[!-~]+/[!-~]+( *;[ -~]*)?")  # it becomes a header
 DOCUMENT_SECONDS = 30.0
 FAILURE_CHARACTERS_MAX = 64 * 1024
 GOODBYE_MS = 500  # for the last words to leave after the loop
@@ -74,6 +76,7 @@ class Stage:
     ) -> None:
         self.worker = _worker_class(worker)
         self._called = worker.__name__
+        self._mime_type(worker.resp_mime_type)
         self.num = self._count("num", num)
         self.max_batch_size = self._count("max_batch_size", max_batch_size)
         self.max_wait_time = self._duration("max_wait_time", max_wait_time, "milliseconds")
@@ -121,6 +124,10 @@ class Stage:
         if value is not None and (not isinstance(value, str) or not value):
             raise DeclarationError(f"{self._called}: {what} must be text, not {value!r}")
         return value
+
+    def _mime_type(self, value: object) -> None:
+        if not isinstance(value, str) or not MIME_TYPE.fullmatch(value):
+            raise DeclarationError(f"{self._called}: resp_mime_type must be like application/json, not {value!r}")
 
     def _flag(self, what: str, value: object) -> bool:
         if not isinstance(value, bool):

@@ -8,7 +8,7 @@ its client did not leave.
   * 408 at its deadline, when the faults that overlap its life can cost as much time as it had: 3 s for faults that end
     a process or a connection, and for one that stops a process as long as it was stopped, at most 11 s for a worker
     (then its lease has ended and others run its batch);
-  * 429 when, since 250 ms before it was sent, as many requests were open at once as a queue may hold; one whose client
+  * 429 when, since 250 ms before it was sent, as many others were open at once as a queue may hold; one whose client
     left, or got its 408, is open until the mesh can know that;
   * 500 `outcome unknown` on a route that runs nothing twice, when something was killed, stopped or cut off in its life;
   * 500 `worker died` by I8. 503 never: no fault here makes a stage fail to start.
@@ -127,11 +127,14 @@ class Crowd:
 
     def __init__(self, history: History, times: Times) -> None:
         self._capacity = history.settings.get("capacity", 1024)
-        steps = [(request.sent, 1) for request in history.requests.values()]
+        steps: list[tuple[float, int]] = []
         for request in history.requests.values():
-            is_told = request.answers and request.answers[0].status != 408
+            status = request.answers[0].status if request.answers else 0
+            if status == 429:
+                continue  # nobody held it
+            is_told = status and status != 408
             known = request.done if is_told else times.heard_by_all(request.done) + LEFT_SECONDS
-            steps.append((known, -1))
+            steps += ((request.sent, 1), (known, -1))
         steps.sort()
         self._at = [at for at, _ in steps]
         self._open = list(accumulate(step for _, step in steps))

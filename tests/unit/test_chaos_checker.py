@@ -166,8 +166,13 @@ def crowd(size: int, until: float = 0.5) -> list[Record]:
 def test_a_refusal_for_load_is_found_unless_a_queue_could_be_full() -> None:
     refused = sent(1, 0.3), answer(1, 0.4, 429)
     assert invariants(*refused) == ["I1"]
-    assert invariants(*refused, *crowd(7), capacity(9), fault(1, "overload", 0.0, seconds=1.0)) == ["I1"]
-    assert found(*refused, *crowd(8), capacity(9)) == []
+    assert invariants(*refused, *crowd(8), capacity(9), fault(1, "overload", 0.0, seconds=1.0)) == ["I1"]
+    assert found(*refused, *crowd(9), capacity(9)) == []
+
+
+def test_refused_requests_do_not_fill_a_queue() -> None:
+    herd = [record for n in range(20) for record in (sent(n, 0.3), answer(n, 0.4, 429))]
+    assert invariants(*herd, capacity(9)) == ["I1"] * 20
 
 
 def test_a_gateway_may_refuse_for_a_moment_what_the_mesh_would_have_refused() -> None:

@@ -22,7 +22,7 @@ from zmesh import answers, asgi, calls, door, inference, linkage
 from zmesh.answers import SERVER, VERSION, http_status_of, text_of
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
 from zmesh.errors import StartError
-from zmesh.gateway import TAKEN_PER_TURN, Gateway, make_app, readiness
+from zmesh.gateway import ACCEPTED_PER_TURN, Gateway, make_app, readiness
 from zmesh.linkage import BrokerSilent
 from zmesh.messages import (
     Cancel,
@@ -1065,7 +1065,7 @@ def test_a_gateway_whose_drain_expires_says_so():
 
 @pytest.mark.slow
 def test_a_crowd_that_comes_at_once_does_not_wait_for_as_many_turns_of_the_loop():
-    crowd = 4 * TAKEN_PER_TURN
+    crowd = 4 * ACCEPTED_PER_TURN
 
     async def main() -> None:
         broker, loop, turns = FakeBroker(None), asyncio.get_running_loop(), 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from http import HTTPStatus
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -41,6 +42,7 @@ class Connection(HttpToolsProtocol):
     _is_too_large = False
     _is_refused = False
     _reader: asyncio.TimerHandle | None = None  # looks whether an answer is read
+    _ahead: Any = None  # the request whose turn it is while others wait behind it: uvicorn looks at the last alone
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -52,6 +54,9 @@ class Connection(HttpToolsProtocol):
         if self._reader is not None:
             self._reader.cancel()
         super().connection_lost(exc)
+        if (ahead := self._ahead) is not None and not ahead.response_complete:
+            ahead.disconnected = True
+            ahead.message_event.set()
 
     def shutdown(self) -> None:
         """A request may be on its way on a connection that is idle: it is answered, with 503, before the end."""
@@ -97,9 +102,13 @@ class Connection(HttpToolsProtocol):
 
     def start_request(self) -> None:
         """The headers are here, and no larger than they may be."""
+        before = self.cycle
         super().on_headers_complete()
+        if self.pipeline and self._ahead is None:
+            self._ahead = before
 
     def on_response_complete(self) -> None:
+        self._ahead = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         self._watch_reader()
 

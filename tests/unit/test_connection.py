@@ -154,6 +154,30 @@ def test_a_request_before_the_broken_one_gets_its_answer_and_the_broken_one_none
     run(test)
 
 
+class Waiter(App):
+    """Waits until it hears that its client is gone."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] == "http.request":
+            self.began.set()
+        self.ended.set()
+
+
+def test_when_a_connection_ends_the_first_that_waits_on_it_hears_of_it():
+    """Not just the last, or the task of the first would go on, and its answer be written to nobody."""
+
+    async def test() -> None:
+        app = Waiter()
+        async with connected(app) as (reader, writer):
+            writer.write(GOOD + GOOD + GOOD)
+            await app.began.wait()
+            app.connections[0].transport.abort()
+            await app.ended.wait()
+            assert await reader.read() == b""
+
+    run(test)
+
+
 def test_a_broken_body_is_refused_and_the_app_hears_of_it_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connection, "LINGER_SECONDS", 10 * PATIENCE)  # or it would hear of the end of the connection
 

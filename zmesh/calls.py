@@ -265,9 +265,9 @@ class Calls:
         self._counts.add(GONE_HTTP, call.path, 0.0)
         call.body = b""
 
-    def fault(self, call: Call) -> Refusal:
+    def fault(self, call: Call, error: Exception) -> Refusal:
         """For an exception of ours, which is logged: whoever asked must still get an answer."""
-        logger.exception("request %s failed in the gateway", call.request_id.decode("ascii"))
+        logger.error("request %s failed in the gateway", call.request_id.decode("ascii"), exc_info=error)
         return Refusal(500, "inference internal error")
 
     def shed(self, door: Door, text: str, *, is_last: bool) -> Refusal:

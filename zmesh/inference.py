@@ -106,8 +106,8 @@ class Inference:
             status, payload = await self._outcome(call, scope["method"], headers)
         except Refusal as refused:
             refusal = refused.with_traceback(None)  # or the frame and it would keep each other alive
-        except Exception:
-            refusal = calls.fault(call)
+        except Exception as error:
+            refusal = calls.fault(call, error)
         finally:
             calls.drop(call)
             if call.watcher is not None:

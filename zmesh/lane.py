@@ -200,8 +200,8 @@ class LaneConnection(Connection):
         calls.hold(reply)
         try:
             calls.submit(reply, headers, timeout)
-        except Exception:
-            reply.write(calls.refuse(reply, calls.fault(reply)))
+        except Exception as error:
+            reply.write(calls.refuse(reply, calls.fault(reply, error)))
         return True
 
     def _step_aside(self) -> None:

@@ -655,6 +655,27 @@ def test_a_body_that_ended_workers_gets_the_same_answer_again_without_being_trie
     run(main())
 
 
+def test_an_answer_from_the_list_is_no_news(caplog):
+    """It neither renews its own entry, nor is logged again, nor counts as work that was done."""
+
+    async def main() -> None:
+        broker, clock = FakeBroker(POISONED), Clock()
+        gateway = await joined(broker, clock=clock)
+        await Client(b"poison").ask(gateway.inference)
+        answered = gateway.calls.doors["/inference"].answered
+        clock.now += door.DENIED_SECONDS - 1
+        assert (await Client(b"poison").ask(gateway.inference)).status == 500
+        assert len(broker.rows) == 1
+        assert caplog.text.count("workers die of its body") == 1
+        assert gateway.calls.doors["/inference"].answered == answered
+        clock.now += 1
+        broker.outcome = (Status.OK, b"result")
+        assert (await Client(b"poison").ask(gateway.inference)).status == 200
+        gateway.link.close()
+
+    run(main())
+
+
 def test_a_stage_that_fails_clears_those_it_blamed():
     async def main() -> None:
         broker = FakeBroker(POISONED)

@@ -16,8 +16,8 @@ import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_gateway import PLAN, Clock, FakeBroker, serving, until
-from zmesh import asgi, connection
+from tests.unit.test_gateway import PLAN, Clock, FakeBroker, bounded, serving, until
+from zmesh import asgi, connection, lane
 from zmesh.config import Settings
 from zmesh.gateway import Gateway, make_app
 from zmesh.lane import LANE_BODY_BYTES_MAX
@@ -149,6 +149,13 @@ ASKED = st.builds(
 )
 
 
+def post(body: bytes) -> bytes:
+    return b"POST /inference HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+POST = post(b"x")
+
+
 async def ask(port: int, *requests: list[bytes]) -> bytes:
     """Everything that is answered until the connection ends. A request is sent in pieces, and after it nothing before
     there is some answer."""
@@ -224,9 +231,56 @@ def test_both_ways_give_the_same_answers_and_leave_the_same_counts(monkeypatch: 
                 run(side.stop())
 
 
-# ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("before", [b"o", b"p", b"w"])
+def test_what_cannot_be_a_request_ends_both_ways_alike(before: bytes):
+    """Also behind a body that is refused at once."""
 
-POST = b"\r\n".join([b"POST /inference HTTP/1.1", b"host: x", b"content-length: 1", b"", b"x"])
+    async def main() -> None:
+        said = []
+        for how in ("fast", "asgi"):
+            side = await Side.start(lane=how)
+            await ask(side.port, [post(b"p") + LAST])
+            said.append((without_chance(await ask(side.port, [post(before) + b"nonsense\r\n\r\n"])), side.counts()))
+            await side.stop()
+        assert said[0] == said[1]
+
+    uvloop.run(main())
+
+
+@pytest.mark.timeout(20)
+def test_both_ways_hold_as_many_requests(monkeypatch):
+    bounded(monkeypatch, mesh_tasks_max=2)
+
+    async def main(lane: str) -> None:
+        side = await Side.start(lane=lane, broker=FakeBroker(None))
+        asking = []
+        for held in (1, 2):
+            asking.append(asyncio.ensure_future(ask(side.port, [POST + LAST])))
+            await until(lambda held=held: len(side.broker.rows) == held)
+        assert (await ask(side.port, [POST + LAST])).startswith(b"HTTP/1.1 429 ")
+        for submit in side.broker.submits:
+            side.broker.reply(submit.columns.ids, Status.OK, b"finished")
+        assert all(b"finished" in said for said in await asyncio.gather(*asking))
+        await side.stop()
+
+    for how in ("fast", "asgi"):
+        uvloop.run(main(how))
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+def test_a_mistake_of_ours_is_500_and_leaves_nothing(lane: str, monkeypatch):
+    async def main() -> None:
+        side = await Side.start(lane=lane)
+        with monkeypatch.context() as patched:
+            patched.setattr(side.gateway.link, "submit", lambda *given: 1 / 0)
+            assert (await ask(side.port, [POST + LAST])).startswith(b"HTTP/1.1 500 ")
+        assert side.counts()[1:] == (0, 0)
+        await side.stop()
+
+    uvloop.run(main())
+
+
+# ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_small_request_takes_the_lane_and_starts_no_task():
@@ -277,6 +331,41 @@ def test_a_client_that_leaves_takes_its_task_with_it():
     uvloop.run(main())
 
 
+@pytest.mark.timeout(20)
+def test_the_time_of_an_idle_connection_does_not_run_while_a_request_waits():
+    """Also when one that was refused at once came before it in the same piece."""
+
+    async def main() -> None:
+        side = await Side.start(lane="fast", broker=Judge(None))
+        await ask(side.port, [post(b"p") + LAST])
+        side.broker.judge = lambda id, verdict: None  # type: ignore[attr-defined]
+        _, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(post(b"p") + POST)
+        await until(lambda: len(side.broker.rows) == 2)
+        (connection,) = side.gateway._server.server_state.connections
+        assert connection.timeout_keep_alive_task is None
+        writer.transport.abort()
+        await until(lambda: not side.gateway._server.server_state.connections)
+        side.gateway.start_drain(0)
+        await side.task
+
+    uvloop.run(main())
+
+
+def test_an_idle_connection_does_not_keep_the_body_of_its_last_request():
+    async def main() -> None:
+        side = await Side.start(lane="fast")
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(post(bytes(LANE_BODY_BYTES_MAX)))
+        await reader.readuntil(b"result")
+        (connection,) = side.gateway._server.server_state.connections
+        assert connection.cycle.body == b""
+        writer.close()
+        await side.stop()
+
+    uvloop.run(main())
+
+
 def test_a_drain_that_expires_answers_503_and_closes():
     async def main() -> None:
         side = await Side.start(lane="fast", broker=FakeBroker(None))
@@ -288,3 +377,45 @@ def test_a_drain_that_expires_answers_503_and_closes():
         assert await side.task is False
 
     uvloop.run(main())
+
+
+def test_a_request_whose_body_is_late_is_not_timed_like_an_idle_connection():
+    async def main() -> None:
+        side = await Side.start(lane="fast")
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(POST)
+        await reader.readuntil(b"result")
+        writer.write(POST[:-1])
+        await until(lambda: len(side.gateway.calls))
+        (one,) = side.gateway._server.server_state.connections
+        assert one.timeout_keep_alive_task is None
+        writer.write(POST[-1:])
+        await reader.readuntil(b"result")
+        writer.close()
+        await side.stop()
+
+    uvloop.run(main())
+
+
+def test_a_client_that_pipelines_nonsense_does_not_disturb_the_end_of_a_drain():
+    async def main() -> None:
+        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        asking = asyncio.ensure_future(ask(side.port, [POST]))
+        await until(lambda: len(side.broker.rows) == 1)
+        assert await ask(side.port, [POST + POST + b"nonsense\r\n\r\n"]) == b""
+        await until(lambda: len(side.gateway.calls) == 1)
+        side.gateway.start_drain(0.05)
+        assert (await asking).startswith(b"HTTP/1.1 503 ")
+        assert await side.task is False
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(
+    ("version", "is_known"),
+    [("0.54.0", True), ("0.50", True), ("0.49.9", False), ("0.55.0.dev0", False), ("1.0a1", False), ("local", False)],
+)
+def test_the_lane_is_for_a_uvicorn_that_it_was_tested_with(version: str, is_known: bool, monkeypatch, caplog):
+    monkeypatch.setattr(lane.uvicorn, "__version__", version)
+    assert lane.is_known() is is_known
+    assert ("requests go through ASGI" in caplog.text) is not is_known

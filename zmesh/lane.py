@@ -34,7 +34,7 @@ __all__ = ["LANE_BODY_BYTES_MAX", "LaneConnection", "is_known"]
 
 LANE_BODY_BYTES_MAX = 64 * 1024
 COPIED_BYTES_MAX = 64 * 1024  # of an answer, to write it together with its headers
-UVICORN_FROM, UVICORN_TO = (0, 50), (0, 54)  # before, ASGI answers some odd `Connection:` headers otherwise
+UVICORN_FROM, UVICORN_TO = (0, 53), (0, 54)  # before, ASGI says otherwise when a connection will be closed
 
 logger = logging.getLogger("zmesh.gateway")
 

@@ -372,7 +372,8 @@ class Poller:
         self._poller.unregister(thing if isinstance(thing, int) else thing._socket)
 
     def wait(self, seconds: float | None) -> set[int]:
-        """The descriptors (a socket's is its `fd`) that are readable, within `seconds` (rounded up to a whole ms)."""
+        """Wait until something is readable, for `seconds` (rounded up to a whole ms) at most: which plain descriptors
+        are. A socket's owner asks the socket."""
         timeout = None if seconds is None else max(0, -int(-seconds * 1000 // 1))
         ready = self._poller.poll(timeout)
-        return {thing if isinstance(thing, int) else int(thing.getsockopt(zmq.FD)) for thing, _ in ready}
+        return {thing for thing, _ in ready if isinstance(thing, int)}

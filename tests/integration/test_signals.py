@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import REPOSITORY, ZMESH, RunningMesh, all_at_once, free_port, running, wait_until
+from tests.harness import PROGRAMS, REPOSITORY, ZMESH, RunningMesh, all_at_once, free_port, running, wait_until
 from tests.hosts import children
 from tests.load import APP as TWO_STAGES
 from tests.load import assert_all_right, under_load
@@ -127,7 +127,7 @@ def test_process_1_reaps_orphans_and_leaves_its_own_children_to_those_who_wait_f
     with running(MOODY, command=[*new_processes, *ZMESH, "run", str(MOODY)]) as mesh:
         (agent,) = children(mesh.process.pid)
         own = children(agent)
-        assert len(own) == 4
+        assert len(own) == PROGRAMS + 3
         assert mesh.post("/moody", b'{"orphans": 5, "helper": true}').status == 200
         wait_until(lambda: children(agent) == own, 5, "every orphan to be reaped")
         (worker,) = [pid for pid in own if children(pid)]  # the one with the helper

@@ -17,7 +17,7 @@ from zmesh.core.effects import DispatcherEffect, Report, Send
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
-from zmesh.core.tasks import Route, Step, Task, TaskState
+from zmesh.core.tasks import Route, Step, Task, TaskState, take_together
 from zmesh.core.workers import Lease, Worker
 from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, TaskId
 
@@ -121,6 +121,25 @@ class Mesh:
         gateway = task.gateway
         if status is not None and gateway.session in self.directory.sessions:
             gateway.owed.add(task, status, payload, kind)
+            self.owed[gateway.session] = gateway
+
+    def finish(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
+        """The good end of tasks that no queue and no lease counts any more: as `bury` for each, in whole columns."""
+        take_together(tasks, Step.FINISH)
+        self.task_bytes -= sum([task.size for task in tasks])
+        for task in tasks:
+            del self.tasks[task.id]
+            task.payload = b""
+        gateways = {task.gateway for task in tasks}
+        if len(gateways) == 1:  # nearly always
+            self._owe(gateways.pop(), tasks, payloads, kinds)
+        else:
+            for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
+                self._owe(task.gateway, [task], [payload], [kind])
+
+    def _owe(self, gateway: Gateway, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
+        if gateway.session in self.directory.sessions:
+            gateway.owed.add_good(tasks, payloads, kinds)
             self.owed[gateway.session] = gateway
 
     # Answers that a gateway did not acknowledge are never forgotten; a gateway with too many of them gets no new ones.

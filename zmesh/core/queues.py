@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Task, TaskState
@@ -154,8 +155,11 @@ class StageQueue:
         """
         batch: list[Task] = []
         inline = 0
-        for lane in self._in_order():
+        lanes = self._in_order()
+        for lane in lanes:
             queue, start = lane.queue, len(batch)
+            if len(queue) == lane.waiting and len(lanes) == 1:  # nobody here is dead: nearly always
+                batch += _first(queue, size, inline_bytes_max)
             while len(batch) < size and queue:
                 task = queue[0]
                 if self._is_here(task):
@@ -253,12 +257,18 @@ class StageQueue:
 
     def _count(self, hop: int, tasks: Sequence[Task], sign: int) -> None:
         """What waits, in lanes or as a suspect, is counted here, for its gateway, and midway: 1 comes, -1 goes."""
-        index, size = self._index, 0
-        for task in tasks:
-            share = task.gateway.shares[index]
-            share.tasks += sign
-            share.bytes += sign * task.size
-            size += task.size
+        index = self._index
+        size = sum([task.size for task in tasks])
+        gateways = {task.gateway for task in tasks}
+        if len(gateways) == 1:  # nearly always
+            share = gateways.pop().shares[index]
+            share.tasks += sign * len(tasks)
+            share.bytes += sign * size
+        else:
+            for task in tasks:
+                share = task.gateway.shares[index]
+                share.tasks += sign
+                share.bytes += sign * task.size
         self.bytes += sign * size
         if hop:
             self._midway.add(hop, sign * size)
@@ -267,3 +277,16 @@ class StageQueue:
 def _inline(task: Task) -> int:
     """Bytes of its payload that count for a message: a large one has a frame of its own."""
     return task.size if task.size < OWN_FRAME_BYTES else 0
+
+
+def _first(queue: deque[Task], size: int, inline_bytes_max: int) -> list[Task]:
+    """The first `size` of a queue of the living, unless they may be too long for a message: then nobody."""
+    some = list(queue) if len(queue) <= size else list(islice(queue, size))
+    if sum([task.size for task in some]) > inline_bytes_max:
+        return []
+    if len(some) == len(queue):
+        queue.clear()
+    else:
+        for _ in some:
+            queue.popleft()
+    return some

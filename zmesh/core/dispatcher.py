@@ -119,7 +119,9 @@ class Dispatcher:
 
     def _hand_out(self, stage: StageRecord) -> None:
         """The only place where work is handed out."""
-        while (choice := stage.choose(self.mesh.now)) is not None:
+        stage.wake = None
+        queue = stage.queue
+        while (queue.waiting or queue.suspects) and (choice := stage.choose(self.mesh.now)) is not None:
             batch = self._cut(stage, choice)
             wanted = self._still_wanted(stage, batch)
             if wanted:

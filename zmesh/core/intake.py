@@ -27,7 +27,6 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
         return
     submit = event.message
     mesh.acknowledge(gateway, submit.handled)
-    mesh.owed[gateway.session] = gateway
     # These answers were said in this session already, or will be, so nothing is said twice here.
     answered = gateway.answered() if submit.again else NOBODY
     is_in_doubt = submit.again and gateway.was_given_up  # it may have run already
@@ -51,7 +50,7 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
 def _refuse(mesh: Mesh, gateway: Gateway, submit: Submit, answered: Set[TaskId], status: Status, text: str) -> None:
     for task_id, left in zip(submit.columns.ids, submit.columns.remaining_ms, strict=True):
         if task_id not in mesh.tasks and task_id not in answered:
-            gateway.refuse(task_id, status, text, mesh.now + left / 1000)
+            mesh.refuse(gateway, task_id, status, text, mesh.now + left / 1000)
 
 
 def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered: Set[TaskId]) -> None:
@@ -72,7 +71,7 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered:
         size = len(payload)
         if not submit.again and (reason := room.refusal(size)) is not None:
             stage.counts.shed += 1
-            gateway.refuse(task_id, Status.SHED, reason, now + left / 1000)
+            mesh.refuse(gateway, task_id, Status.SHED, reason, now + left / 1000)
             continue
         room.take(size)
         task = Task(task_id, route, gateway, payload, kind, now + left / 1000, now, context)
@@ -99,7 +98,7 @@ def _admit_all(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, size:
     assert len(mesh.tasks) == known + len(ids), "a message names each of its tasks once"
     mesh.task_bytes += size
     mesh.remember("submitted to", route.path, ids)
-    mesh.enqueue(mesh.stages[route.stages[0]], admitted)
+    mesh.enqueue(mesh.stages[route.stages[0]], admitted, size)
 
 
 def _room(mesh: Mesh, gateway: Gateway, stage: StageRecord) -> Room:

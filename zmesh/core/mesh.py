@@ -19,7 +19,7 @@ from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tasks import Route, Step, Task, TaskState, take_together
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, TaskId
+from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
 
 __all__ = ["Mesh"]
 
@@ -91,11 +91,13 @@ class Mesh:
                     self.awaken(stage)
         return self.awake.pop(next(iter(self.awake))) if self.awake else None
 
-    def enqueue(self, stage: StageRecord, tasks: list[Task]) -> None:
-        """Tasks arrive at a stage, from a gateway or from the stage before."""
-        if self.held:
-            tasks = self.not_held(stage, tasks)
-        stage.queue.push(tasks)
+    def enqueue(self, stage: StageRecord, tasks: list[Task], alike_bytes: int | None = None) -> None:
+        """Tasks arrive at a stage, from a gateway or from the stage before; with their bytes, if they are alike."""
+        if alike_bytes is not None and not self.held:
+            stage.queue.push_alike(tasks, alike_bytes)
+        else:
+            tasks = self.not_held(stage, tasks) if self.held else tasks
+            stage.queue.push(tasks)
         stage.batcher.arrived(self.now, len(tasks))
         self.awake[stage.index] = stage
 
@@ -122,6 +124,11 @@ class Mesh:
         if status is not None and gateway.session in self.directory.sessions:
             gateway.owed.add(task, status, payload, kind)
             self.owed[gateway.session] = gateway
+
+    def refuse(self, gateway: Gateway, task: TaskId, status: Status, text: str, deadline: float) -> None:
+        """An outcome for a task that never came to be."""
+        gateway.refuse(task, status, text, deadline)
+        self.owed[gateway.session] = gateway
 
     def finish(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
         """The good end of tasks that no queue and no lease counts any more: as `bury` for each, in whole columns."""

@@ -83,6 +83,15 @@ class StageQueue:
             self._count(lane.hop, some, 1)
         self.waiting += len(tasks)
 
+    def push_alike(self, tasks: Sequence[Task], size: int) -> None:
+        """The same for tasks of one gateway at one step of one route, at least one, of so many bytes together."""
+        first = tasks[0]
+        lane = self._lane_of(first)
+        lane.queue.extend(tasks)
+        lane.waiting += len(tasks)
+        self.waiting += len(tasks)
+        self._add(lane.hop, first.gateway, len(tasks), size)
+
     def push_front(self, tasks: Sequence[Task]) -> None:
         """To the front of their lanes, keeping their order."""
         for lane, some in self._by_lane(tasks):
@@ -257,21 +266,20 @@ class StageQueue:
 
     def _count(self, hop: int, tasks: Sequence[Task], sign: int) -> None:
         """What waits, in lanes or as a suspect, is counted here, for its gateway, and midway: 1 comes, -1 goes."""
-        index = self._index
-        size = sum([task.size for task in tasks])
         gateways = {task.gateway for task in tasks}
         if len(gateways) == 1:  # nearly always
-            share = gateways.pop().shares[index]
-            share.tasks += sign * len(tasks)
-            share.bytes += sign * size
+            self._add(hop, gateways.pop(), sign * len(tasks), sign * sum([task.size for task in tasks]))
         else:
             for task in tasks:
-                share = task.gateway.shares[index]
-                share.tasks += sign
-                share.bytes += sign * task.size
-        self.bytes += sign * size
+                self._add(hop, task.gateway, sign, sign * task.size)
+
+    def _add(self, hop: int, gateway: Gateway, count: int, size: int) -> None:
+        share = gateway.shares[self._index]
+        share.tasks += count
+        share.bytes += size
+        self.bytes += size
         if hop:
-            self._midway.add(hop, sign * size)
+            self._midway.add(hop, size)
 
 
 def _inline(task: Task) -> int:

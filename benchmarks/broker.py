@@ -287,6 +287,8 @@ async def serve(front: str, batch: int, outstanding: int) -> None:
 
     loop.add_reader(sys.stdin.fileno(), asked)
     await stopped.wait()
+    if broker.missed_edges:
+        print(f"the broker found something to read {broker.missed_edges} times without a sign", file=sys.stderr)
     broker.close()
     context.close()
 

@@ -133,7 +133,9 @@ def test_process_1_reaps_orphans_and_leaves_its_own_children_to_those_who_wait_f
         (worker,) = [pid for pid in own if children(pid)]  # the one with the helper
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: "ended: SIGKILL; it is started again" in mesh.log(), 5, "the agent to see how it ended")
-        wait_until(lambda: len(children(agent)) == len(own) and not any(state(pid) == "Z" for pid in children(agent)), 10)
+        wait_until(
+            lambda: len(children(agent)) == len(own) and not any(state(pid) == "Z" for pid in children(agent)), 10
+        )
         os.kill(agent, signal.SIGTERM)
         assert mesh.process.wait(10) == 0, mesh.log()
 

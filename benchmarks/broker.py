@@ -1,13 +1,14 @@
 """The broker alone, under simulated gateways and workers: its CPU per task by batch size, workers and queue length.
 
-    ./scripts/bench broker [core] [local] [sockets] [--rounds 3]
+    ./scripts/bench broker [core] [local] [sockets] [--rounds 9]
 
 `core` is the dispatcher in this process, told events. `sockets` is a broker in a process of its own; gateways and
 workers speak the protocol to it over ipc from this process, each with a socket of its own. `local` is the same with the
 gateway in the broker's process. Every worker has a batch in hand and `queued` tasks wait beside; what is answered is
 submitted anew. Only the CPU of the broker counts, so it matters little how busy the machine is: tasks per second and
 core are what it would do if it had one. Exit 1 when a cell costs more than 1.2 times the one with 5 workers and no
-queue: each round is compared with itself, then the median of all rounds counts.
+queue: the two take turns, each turn is compared with the one beside it, and the median counts. The first line compares
+that cell with itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -121,6 +124,9 @@ class Core:
         for _ in range(steps):
             self.step()
         return self.seconds / (steps * self._batch)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def step(self) -> None:
         address, session, tasks = self._leases.popleft()
@@ -240,7 +246,7 @@ class Sockets:
     def run(self, tasks: int) -> float:
         """CPU seconds for each of about so many tasks."""
         before, answered = self.ask()
-        done, slice_seconds = 0, 0.1
+        done, slice_seconds = 0, 0.02
         while done < tasks:
             self._play(time.monotonic() + slice_seconds)
             after, now_answered = self.ask()
@@ -322,54 +328,40 @@ class _Near:
 # ── tables ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 Cell = tuple[int, int]  # workers, queued
+CHUNKS = {1: 400, 8: 1_200, 32: 2_400, 128: 5_120}  # tasks of one turn, by batch size: short, so that turns compare
 CELLS: list[Cell] = [*((workers, 0) for workers in WORKERS), *((WORKERS[0], queued) for queued in QUEUED[1:])]
 
 
-def core_cost(workers: int, batch: int, queued: int) -> float:
+KINDS: dict[str, Callable[[int, int, int], Core | Sockets]] = {
+    "core": Core,
+    "local": partial(Sockets, local=True),
+    "sockets": Sockets,
+}
+
+
+def compare(kind: str, batch: int, cell: Cell, rounds: int) -> tuple[float, float]:
+    """CPU seconds per task, and how many times that is what it costs in the first cell: both by turns, medians."""
     gc.collect()
-    core = Core(workers, batch, queued)
-    core.run(2_000)
-    return core.run(3_000 if batch == 1 else 12_000)
-
-
-def sockets_cost(workers: int, batch: int, queued: int, *, local: bool = False) -> float:
-    gc.collect()
-    sockets = Sockets(workers, batch, queued, local=local)
-    try:
-        sockets.run(2_000)
-        return sockets.run(4_000 if batch == 1 else 16_000)
-    finally:
-        sockets.close()
-
-
-def local_cost(workers: int, batch: int, queued: int) -> float:
-    return sockets_cost(workers, batch, queued, local=True)
-
-
-KINDS: dict[str, Callable[[int, int, int], float]] = {"core": core_cost, "local": local_cost, "sockets": sockets_cost}
+    workers, queued = cell
+    with closing(KINDS[kind](workers, batch, queued)) as one, closing(KINDS[kind](WORKERS[0], batch, 0)) as first:
+        pairs = [(one.run(CHUNKS[batch]), first.run(CHUNKS[batch])) for _ in range(rounds + 2)][2:]  # warm by then
+    return median(cost for cost, _ in pairs), median(cost / least for cost, least in pairs)
 
 
 def measure(kind: str, rounds: int) -> bool:
     """Print the table of one kind; whether it is flat."""
-    costs: dict[tuple[int, Cell], list[float]] = {}
-    for _ in range(rounds):
-        for batch in BATCHES:
-            for cell in CELLS:
-                costs.setdefault((batch, cell), []).append(KINDS[kind](cell[0], batch, cell[1]))
     print(f"{kind}: tasks per second and core (us of CPU per task; times the first of its column)")
     print(" workers   queued" + "".join(f"{f'batch {batch}':>24}" for batch in BATCHES))
     worst = 0.0
-    for cell in CELLS:
+    for workers, queued in CELLS:
         shown = ""
         for batch in BATCHES:
-            cost = median(costs[batch, cell])
-            pairs = zip(costs[batch, cell], costs[batch, CELLS[0]], strict=True)
-            times = median(one / first for one, first in pairs)
+            cost, times = compare(kind, batch, (workers, queued), rounds)
             worst = max(worst, times)
             shown += f"{f'{1 / cost:.0f} ({cost * 1e6:.1f}; {times:.2f})':>24}"
-        print(f"{cell[0]:>8} {cell[1]:>8}{shown}", flush=True)
+        print(f"{workers:>8} {queued:>8}{shown}", flush=True)
     print(
-        f"{kind}: the dearest cell costs {worst:.2f} times its first one (at most {FLAT}), medians of {rounds} rounds"
+        f"{kind}: the dearest cell costs {worst:.2f} times the first one (at most {FLAT}), medians of {rounds} rounds"
     )
     return worst <= FLAT
 
@@ -377,7 +369,7 @@ def measure(kind: str, rounds: int) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], default=[])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--serve", metavar="FRONT", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--outstanding", type=int, default=0, help=argparse.SUPPRESS)

@@ -2,8 +2,9 @@
 
 One front ROUTER for gateways and agents, one ROUTER per stage for its workers, all driven by their descriptors from an
 event loop. A *turn* reads what is there within one budget of time, stage sockets first (a result makes room), then the
-front, tells the dispatcher everything at once, and performs the effects. What a peer cannot take now is parked for it,
-in order and within bounds, and given back to the dispatcher as failed if that lasts.
+front, tells the dispatcher everything at once, and performs the effects. Asking sockets is half of what a turn costs,
+so they are read only when one of them rang. What a peer cannot take now is parked for it, in order and within bounds,
+and given back to the dispatcher as failed if that lasts.
 
 A gateway in the same process is one more peer, at an address of its own: it says and hears the same messages, without
 frames.

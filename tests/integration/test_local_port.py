@@ -1,14 +1,33 @@
 """A gateway in the process of its broker: they share an event loop."""
 
 import asyncio
+import select
 from pathlib import Path
 
 import pytest
 
+from tests.harness import wait_until
 from zmesh.broker import Broker
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
-from zmesh.messages import PROTOCOL_VERSION, Hello, Message, PeerId, Role, SessionId, Welcome
-from zmesh.transport import Context
+from zmesh.messages import (
+    PROTOCOL_VERSION,
+    Columns,
+    Credit,
+    Hello,
+    Message,
+    PeerId,
+    Reply,
+    Results,
+    Role,
+    SessionId,
+    Submit,
+    TaskId,
+    Tasks,
+    Welcome,
+    WorkerState,
+)
+from zmesh.transport import Context, Dealer, stage_endpoint
+from zmesh.wire import decode, encode
 
 PLAN = Plan(
     stages=(StagePlan(name="Only", worker="Only"),),
@@ -35,3 +54,73 @@ def test_a_broker_that_is_let_in_answers_within_one_turn_of_the_loop(tmp_path: P
 
     heard = asyncio.run(talk())
     assert [type(message) for message in heard] == ([Welcome] if breathes else [])
+
+
+def test_what_arrives_while_a_turn_sends_is_read_in_the_next_one(tmp_path: Path) -> None:
+    """Sending uses the descriptor's signal up, so nothing but the broker itself can know that a result lies there."""
+
+    async def talk() -> list[Message]:
+        context, heard, front = Context(), [], f"ipc://{tmp_path}/front.s"
+        broker = Broker(PLAN, Limits(), context, [front], asyncio.get_running_loop())
+        broker.start()
+        port, worker = broker.local_port(), context.dealer(stage_endpoint(front, 0))
+        port.open(lambda session, message: heard.append((session, message)), lambda: None)
+        port.send(SessionId(0), _hello(Role.GATEWAY))
+        port.breathe()
+        (gateway, _), session = heard.pop(), _join(broker, worker)
+        assert worker.send(encode(Credit(2, WorkerState.READY), session))
+        _await_sign(broker)
+        port.breathe()
+        port.send(gateway, _submit(1))
+        port.breathe()
+        tasks = _next(worker, Tasks)
+        assert worker.send(
+            encode(Results(broker.dispatcher.mesh.directory.epoch, tasks.lease, [0], [0], [0], [b""]), session)
+        )
+        _await_sign(broker)
+        port.send(gateway, _submit(2))
+        broker._turn()  # hears of the task alone, and sends it to the same worker
+        assert heard == []
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        broker.close()
+        worker.close()
+        context.close()
+        return [message for _, message in heard]
+
+    (reply,) = asyncio.run(talk())
+    assert isinstance(reply, Reply) and reply.ids == [1]
+
+
+def _hello(role: Role) -> Hello:
+    stage = "Only" if role is Role.WORKER else ""
+    return Hello([PROTOCOL_VERSION], role, PeerId(bytes([role]) * 16), 1, "here", 1, PLAN.fingerprint, stage)
+
+
+def _submit(id: int) -> Submit:
+    return Submit("/inference", Columns([TaskId(id)], [3], [60_000], [0], [0], [b"x"]))
+
+
+def _await_sign(broker: Broker) -> None:
+    """Until the descriptor of the stage's socket tells of something; nothing is used up by asking."""
+    ready, _, _ = select.select([broker._routers[1].fd], [], [], 10)
+    assert ready, "what was sent arrives"
+
+
+def _next(worker: Dealer, kind: type[Message]) -> Message:
+    found: list[Message] = []
+
+    def heard() -> bool:
+        while (frames := worker.receive()) is not None:
+            found.append(decode(frames, Limits())[1])
+        return any(isinstance(message, kind) for message in found)
+
+    wait_until(heard, 10, kind.__name__)
+    return next(message for message in found if isinstance(message, kind))
+
+
+def _join(broker: Broker, worker: Dealer) -> SessionId:
+    wait_until(lambda: worker.send(encode(_hello(Role.WORKER))), 10, "the worker to reach the broker")
+    _await_sign(broker)
+    broker.breathe()
+    return _next(worker, Welcome).session

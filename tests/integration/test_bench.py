@@ -360,6 +360,16 @@ def test_a_server_that_goes_away_in_the_middle_is_counted_and_ends_nothing():
 
 
 @pytest.mark.slow
+def test_a_client_whose_connection_is_closed_after_each_answer_gets_another():
+    closing = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+    with serving(lambda number: closing) as server:
+        _, said, _ = bench(server.url, "--clients", "2", "--seconds", "0.7", "--warmup", "0")
+    result = said["result"]
+    assert result["due"] > 10 and result["statuses"] == {"200": result["due"]}
+    assert result["connections_opened"] >= result["due"] and result["connections_at_most"] == 2
+
+
+@pytest.mark.slow
 def test_bodies_are_sent_in_turn_with_the_headers_that_were_typed(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(f'"{name}"')

@@ -46,7 +46,7 @@ def judged(rate: float, figures: Figures, p99_seconds_max: float) -> Step:
     found = sorted(faults(figures), key=lambda fault: fault.whose != "generator")
     others = [fault for fault in found if fault.whose != "generator"]
     if found == others and others:
-        return Step(rate, figures, others[0].whose, others[0].text)
+        return Step(rate, figures, others[0].whose, others[0].brief)
     share, p99 = figures.goodput / figures.offered, figures.latency.percentile(99)
     kept_back = figures.lateness.longest / figures.seconds if found else 0.0
     if share + kept_back < GOODPUT_SHARE_MIN:
@@ -54,7 +54,7 @@ def judged(rate: float, figures: Figures, p99_seconds_max: float) -> Step:
     if not others and share >= GOODPUT_SHARE_MIN and p99 <= p99_seconds_max:
         return Step(rate, figures)
     if found:
-        return Step(rate, figures, found[0].whose, found[0].text)
+        return Step(rate, figures, found[0].whose, found[0].brief)
     return Step(rate, figures, "server", f"p99 {p99 * 1e3:.1f} ms, above {p99_seconds_max * 1e3:.1f} ms")
 
 
@@ -123,10 +123,11 @@ class Knee:
             return f"no knee was found: {self.rate:g} req/s was carried, and no higher rate was tried"
         if above.limit == "server":
             return f"knee: {self.rate:g} req/s; at {above.rate:g} req/s {above.why}"
-        whose = "the generator" if above.limit == "generator" else "what was asked for"
+        if above.limit == "load":
+            return f"no knee was found above {self.rate:g} req/s: {above.why} at {above.rate:g} req/s; raise --seconds"
         return (
-            f"{self.rate:g} req/s was carried, and the knee is higher: {above.rate:g} req/s is the limit of {whose},"
-            f" not of the server; {above.why}"
+            f"{self.rate:g} req/s was carried, and the knee may be higher: {above.rate:g} req/s is the limit of the"
+            f" generator, not of the server ({above.why}); give the generator a core or a machine of its own"
         )
 
 

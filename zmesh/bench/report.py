@@ -17,7 +17,7 @@ __all__ = ["FORMAT", "document", "progress_line", "result_document", "result_tex
 
 FORMAT = 1  # of the JSON; a field that goes or changes its meaning raises it
 
-COLUMNS = ("RATE", "OFFERED", "GOODPUT", "P50 MS", "P99 MS", "MAX MS", "WRONG", "LATE P99 MS", "CARRIED")
+COLUMNS = ("RATE", "OFFERED", "GOODPUT", "P50 MS", "P99 MS", "MAX MS", "NOT 2XX", "LATE P99 MS", "CARRIED")
 
 
 def _asked(load: Load) -> str:
@@ -46,13 +46,13 @@ def _lines(load: Load, figures: Figures) -> Iterator[str]:
     offered = "" if load.clients else f" of {figures.offered:.1f} offered"
     yield f"goodput      {figures.goodput:.1f} req/s{offered} (2xx answers within the {figures.seconds:g} s)"
     since = "sent" if load.clients else "due"
-    yield f"latency      {_durations(figures.latency)} (2xx and timed out, from when they were {since})"
+    yield f"latency      {_durations(figures.latency)}, since {since} (2xx and timed out)"
     if figures.latency_of_others.count:
         yield f"other        {_durations(figures.latency_of_others)} (all other answers)"
     if not load.clients:
         limits = f"p99 {_ms(late_limit(figures))}, max {_ms(STALL_SECONDS_MAX)}"
         late = _durations(figures.lateness, (50.0, 99.0))
-        yield f"lateness     {late} (of the generator itself; allowed: {limits})"
+        yield f"lateness     {late} (the generator's own; allowed: {limits})"
     yield f"connections  {_connections(load, figures)}"
     yield f"generator    {figures.cpu_share:.0%} of a core{_warning(figures)}"
 
@@ -76,14 +76,14 @@ def _connections(load: Load, figures: Figures) -> str:
     most = load.clients or load.connections
     text = f"{figures.connections} at most of {most}, {figures.opened} opened"
     if figures.waited.count:
-        text += f"; {figures.waited.count} requests waited for one: {_durations(figures.waited, (50.0, 99.0))}"
+        text += f"; {figures.waited.count} waited for one: {_durations(figures.waited, (50.0, 99.0))}"
     return text
 
 
 def _durations(histogram: Histogram, percents: Iterable[float] = PERCENTILES) -> str:
     if not histogram.count:
         return "none"
-    shown = [f"p{percent:g} {_ms(histogram.percentile(percent))}" for percent in percents]
+    shown = [f"p{percent:g} {1e3 * histogram.percentile(percent):.2f}" for percent in percents]
     return ", ".join([*shown, f"max {_ms(histogram.longest)}"])
 
 
@@ -103,7 +103,7 @@ def _step_row(step: Step) -> tuple[str, ...]:
         f"{figures.latency.longest * 1e3:.2f}",
         str(figures.due - figures.good),
         f"{figures.lateness.percentile(99) * 1e3:.2f}",
-        f"no, {step.limit}: {step.why}" if step.limit else "yes",
+        f"no: {step.why}" if step.limit else "yes",
     )
 
 
@@ -161,7 +161,7 @@ def sweep_document(alone: Figures, p99_seconds_max: float, knee: Knee) -> dict[s
 
 
 def _fault(fault: Fault) -> dict[str, str]:
-    return asdict(fault)
+    return {"whose": fault.whose, "text": fault.text}
 
 
 def progress_line(load: Load, elapsed: float, figures: Figures) -> str:

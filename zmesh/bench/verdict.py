@@ -18,9 +18,10 @@ CPU_SHARE_MAX = 0.9  # of a core; above it a closed loop may have measured its c
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a run is not valid. `whose` is "generator", "server" or "load": what was asked for."""
+    """Why a run is not valid. `whose`: "generator", "server", or "load" for what was asked. `brief` is for a table."""
 
     whose: str
+    brief: str
     text: str
 
 
@@ -32,15 +33,19 @@ def late_limit(figures: Figures) -> float:
 def faults(figures: Figures) -> Iterator[Fault]:
     """None for a run that is valid. Each is a sentence that ends with what to do."""
     if not figures.due:
-        yield Fault("load", "no request was due while it was measured: raise the rate, or --seconds")
+        yield Fault(
+            "load", "no request was due", "no request was due while it was measured: raise the rate, or --seconds"
+        )
         return
     if not figures.good:
-        yield Fault("server", f"no request was answered with 2xx ({_what_instead(figures)}): try one with curl first")
+        brief = f"no request was answered with 2xx ({_what_instead(figures)})"
+        yield Fault("server", brief, f"{brief}: try one with curl first")
         return
     yield from _lateness(figures)
     if figures.not_sent:
         yield Fault(
             "server",
+            f"{figures.not_sent} requests were not sent",
             f"{figures.not_sent} of {figures.due} requests were not sent, because all {figures.connections} connections"
             " were busy and too many requests waited for one: the server does not keep up with this rate, so lower it;"
             " if it does, raise --connections",
@@ -53,6 +58,7 @@ def _lateness(figures: Figures) -> Iterator[Fault]:
     if late > limit:
         yield Fault(
             "generator",
+            f"the generator was late: p99 {_ms(late)}, and {_ms(limit)} is allowed",
             f"the generator was late, not the server: one request in a hundred left {_ms(late)} or more after it was"
             f" due, and {_ms(limit)} is allowed (a tenth of the p99 latency, {_ms(LATE_SECONDS_MIN)} at least);"
             f" {advice}",
@@ -60,6 +66,7 @@ def _lateness(figures: Figures) -> Iterator[Fault]:
     elif figures.lateness.longest > STALL_SECONDS_MAX:
         yield Fault(
             "generator",
+            f"the generator stood still: {_ms(figures.lateness.longest)}, and {_ms(STALL_SECONDS_MAX)} is allowed",
             f"the generator stood still, not the server: a request left {_ms(figures.lateness.longest)} after it was"
             f" due, and {_ms(STALL_SECONDS_MAX)} is allowed; {advice}",
         )

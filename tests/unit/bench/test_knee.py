@@ -93,7 +93,11 @@ def test_rates_double_until_one_is_not_carried_and_then_close_in():
 def test_the_limit_of_the_generator_is_not_that_of_the_server():
     knee = search(100.0, carries=5000.0, knows=1000.0)
     assert not knee.is_of_server and knee.rate is not None and 900 < knee.rate <= 1000
-    assert "and the knee is higher" in knee.text() and "is the limit of the generator, not of the server" in knee.text()
+    assert knee.text() == (
+        f"{knee.rate:g} req/s was carried, and the knee may be higher: 1040 req/s is the limit of the generator, not of"
+        " the server (the generator was late: p99 500 ms, and 51 ms is allowed); give the generator a core or a"
+        " machine of its own"
+    )
     rates = [step.rate for step in knee.steps]
     assert rates[:6] == [100, 200, 400, 800, 1600, 1600], "a late run is done once more"
 

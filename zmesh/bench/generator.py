@@ -115,6 +115,9 @@ class Generator(ABC):
 
     # ── requests ──────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _has_begun(self) -> bool:
+        return self._measured_from < float("inf")
+
     def _is_measured(self, due: float) -> bool:
         return self._measured_from <= due < self._measured_until
 

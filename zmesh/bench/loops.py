@@ -153,11 +153,13 @@ class _ClosedLoop(Generator):
 
     def begin(self, start: float) -> None:
         super().begin(start)
-        for connection in list(self.idle):
-            self._freed(connection, monotonic())
+        while self.idle:
+            self._freed(self.idle.pop(), monotonic())
+        for _ in range(self._room()):
+            self._open()  # for those that got none
 
     def _freed(self, connection: Connection, now: float) -> None:
-        if self._measured_from == float("inf"):  # it has not begun
+        if not self._has_begun():
             self.idle.append(connection)
         elif now < self._measured_until:
             self.figures.due += self._is_measured(now)
@@ -171,7 +173,7 @@ class _ClosedLoop(Generator):
         self.loop.call_later(RETRY_SECONDS, self._missing)
 
     def _missing(self) -> None:
-        if self._room() > 0 and monotonic() < self._measured_until:
+        if self._has_begun() and self._room() > 0 and monotonic() < self._measured_until:
             self._open()
 
     def _has_more(self) -> bool:

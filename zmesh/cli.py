@@ -1,7 +1,7 @@
 """`zmesh`: verbs at a terminal. A user's mistake is one line on stderr and an exit code, never a traceback of ours.
 
-Exit codes: 0 fine, 1 could not start, 2 usage, 3 a stage never became ready, 4 the drain ran out of time. Nothing but
-click and the table of options is imported before a verb needs it.
+Exit codes: 0 fine, 1 could not start, 2 usage, 3 a stage never became ready, 4 the drain ran out of time, 5 what was
+measured cannot be used. Nothing but click and the table of options is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -273,6 +273,46 @@ def drain(connect: str, path: str, host: str | None, insecure: bool, drain_timeo
     errand = draining.errand(connect, path, host or "", insecure=insecure, seconds=drain_timeout / 1000)
     click.echo(draining.drain(errand))
     return 0
+
+
+# Seconds, and requests per second, that are more than 0 and finite in practice.
+SECONDS, RATE = click.FloatRange(0, 86_400, min_open=True), click.FloatRange(0, 1e6, min_open=True)
+
+
+@zmesh.command("bench")
+@click.argument("url")
+@click.option("--rate", type=RATE, help="open loop: requests per second, by the clock; of a sweep, the first rate")
+@click.option("--arrivals", type=click.Choice(["poisson", "constant"]), help="of an open loop; default poisson")
+@click.option("--seed", type=int, default=0, help="of the arrivals; default 0")
+@click.option("--clients", type=click.IntRange(1, 100_000), help="closed loop: clients that wait for their answers")
+@click.option("--sweep", is_flag=True, help="raise the rate step by step, to the highest that the server carries")
+@click.option("--slo-ms", type=SECONDS, help="of a sweep: the highest p99; in ms; default 5 x that of a client alone")
+@click.option("--seconds", type=SECONDS, default=10.0, help="to measure, each step of a sweep; default 10")
+@click.option("--warmup", type=click.FloatRange(0, 86_400), default=1.0, help="seconds not measured; default 1")
+@click.option("--connections", type=click.IntRange(1, 100_000), help="of an open loop, at most; default 256")
+@click.option("--timeout", type=click.IntRange(1, LARGEST), default=10_000, help="of a request; in ms; default 10000")
+@click.option("--method", default="", help="default POST with --data, else GET")
+@click.option("-H", "--header", metavar="'NAME: VALUE'", multiple=True, help="repeatable")
+@click.option("-d", "--data", metavar="TEXT|@FILE|@FOLDER", multiple=True, help="a body; several are sent in turn")
+@click.option("--json", "json_path", metavar="FILE|-", default="", help="all figures for a program; - is stdout, alone")
+def bench(url: str, json_path: str, **options: Any) -> int:
+    """Load the HTTP server at URL and say how fast it answers, and whether to believe it.
+
+    \b
+    zmesh bench http://127.0.0.1:8000/inference --rate 500 --data '{"x": 1}'
+    zmesh bench http://127.0.0.1:8000/inference --clients 64 --data @image.png
+    zmesh bench http://127.0.0.1:8000/inference --sweep --data @bodies/
+    """
+    from zmesh.bench import command
+
+    say = _over_and_over if sys.stderr.isatty() else None
+    outcome = command.bench(url, json_path=json_path, say=say, **options)
+    click.echo(outcome.document if json_path == "-" else outcome.text)
+    return outcome.exit_code
+
+
+def _over_and_over(line: str) -> None:
+    click.echo(f"\r{line}\x1b[K", err=True, nl=False)
 
 
 @zmesh.command("version")

@@ -96,7 +96,7 @@ def in_a_process(*args: str, **variables: str) -> subprocess.CompletedProcess[st
 def test_help_shows_the_verbs_of_today(zmesh: Zmesh):
     code, out, _ = zmesh("--help")
     assert code == 0
-    verbs = ("run", "worker", "broker", "gateway", "check", "status", "drain", "version")
+    verbs = ("run", "worker", "broker", "gateway", "check", "status", "drain", "bench", "version")
     assert [verb for verb in verbs if f"\n  {verb} " not in out] == []
 
 
@@ -389,10 +389,11 @@ def test_help_comes_soon_because_little_is_imported(write: Write):
         "uvicorn",
         "uvloop",
         "asyncio",
+        "httptools",
         "msgpack",
         "numpy",
         "prometheus_client",
         "urllib.request",
     }
     assert "click" in imported and not imported & heavy
-    assert not imported & {"zmesh.server", "zmesh.loader", "zmesh.stage", "zmesh.worker"}
+    assert not imported & {"zmesh.server", "zmesh.loader", "zmesh.stage", "zmesh.worker", "zmesh.bench"}

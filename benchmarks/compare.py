@@ -19,7 +19,7 @@ from benchmarks.load import BODY, Open, has_open_loop, need_wrk, open_loop
 from benchmarks.peers import Unavailable, installed_version
 from benchmarks.plot import Bar, bars
 from benchmarks.report import Data, Verdict, add_options, finish, table
-from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, zmesh
+from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, skip, zmesh
 from benchmarks.usage import memory, one_group
 from tests.harness import REPOSITORY, RunningMesh
 
@@ -107,9 +107,8 @@ def _measure(
                     if number and opens:
                         _open(side, server, rate, options.seconds, found[side.name])
             except Unavailable as why:
-                skipped[side.name] = str(why)
-                print(f"skipped: {side.name} ({why})", flush=True)
-        if not number and not rate:
+                skip(side, why, skipped)
+        if opens and not number and not rate:
             rate = _rate(found, skipped)
             print(f"open loop: {rate:.0f} requests a second, half of what the slowest does", flush=True)
     return found, rate

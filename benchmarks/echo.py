@@ -24,8 +24,8 @@ from statistics import median, quantiles
 
 from benchmarks.load import need_wrk, one_client, wrk
 from benchmarks.peers import Unavailable, installed_version
-from benchmarks.report import Data, Verdict, add_options, at_least, at_most, finish, table
-from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, zmesh
+from benchmarks.report import Data, Verdict, add_options, at_least, at_most, finish, none_wrong, table
+from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, skip, zmesh
 from benchmarks.usage import cpu_seconds
 from tests.harness import REPOSITORY, RunningMesh, running
 
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         "orjson": importlib.util.find_spec("orjson") is not None,
         "versions": {side.peer: installed_version(side.peer) for side in sides if side.peer},
         "throughput": _throughput(sides, options.seconds, options.rounds, skipped),
-        "alone": _one_client(options.batch, options.wait, [side.peer for side in sides]),
+        "alone": _one_client(options.batch, options.wait, sides, skipped),
         "skipped": skipped,
     }
     if options.profile:
@@ -104,8 +104,7 @@ def _throughput(sides: Sequence[Side], seconds: float, rounds: int, skipped: dic
                         samples.setdefault((side.name, clients), []).append(sample)
                         print(f"round {number + 1}: {side.name}, {clients} clients: {sample.rate:.0f}/s", flush=True)
             except Unavailable as why:
-                skipped[side.name] = str(why)
-                print(f"skipped: {side.name} ({why})")
+                skip(side, why, skipped)
     return {
         side.name: {
             "settings": side.settings,
@@ -116,34 +115,32 @@ def _throughput(sides: Sequence[Side], seconds: float, rounds: int, skipped: dic
     }
 
 
-def _one_client(batch: int, wait: int, peers: Sequence[str]) -> Data:
-    """Median latency in seconds of each round, both servers up, in turn; with batching and without."""
+def _one_client(batch: int, wait: int, sides: Sequence[Side], skipped: dict[str, str]) -> Data:
+    """Latencies in seconds, with batching and without: all servers up, in turn."""
     env = {"ECHO_BATCH": batch, "ECHO_WAIT": wait}
-    sides = [zmesh("zmesh", "", APPS / "echo.py", **env)]
-    if "mosec" in peers:
-        sides.append(mosec("mosec", "", APPS / "echo_mosec.py", **env, ECHO_SINGLE=1))
-    medians: dict[str, dict[str, list[float]]] = {kind: {side.name: [] for side in sides} for kind in ROUTES}
-    all_of: dict[str, dict[str, list[float]]] = {kind: {side.name: [] for side in sides} for kind in ROUTES}
+    wanted = [zmesh("zmesh", "", APPS / "echo.py", **env)]
+    if any(side.peer for side in sides if side.name not in skipped):
+        wanted.append(mosec("mosec", "", APPS / "echo_mosec.py", **env, ECHO_SINGLE=1))
+    rounds: dict[tuple[str, str], list[list[float]]] = {}
     with ExitStack() as held:
-        servers = [held.enter_context(serving(side)) for side in sides]
-        for number in range(1 + ALONE_ROUNDS):  # the first does not count
-            for side, server in zip(sides, servers, strict=True):
+        servers = {}
+        for side in wanted:
+            try:
+                servers[side.name] = held.enter_context(serving(side))
+            except Unavailable as why:
+                skip(side, why, skipped)
+        for _ in range(1 + ALONE_ROUNDS):
+            for name, server in servers.items():
                 for kind, route in ROUTES.items():
-                    latencies = one_client(server.port, route, ALONE_REQUESTS)
-                    if number:
-                        medians[kind][side.name].append(median(latencies))
-                        all_of[kind][side.name] += latencies
-    return {
-        kind: {
-            side.name: {
-                "p50": median(medians[kind][side.name]),
-                "p99": quantiles(all_of[kind][side.name], n=100)[98],
-                "rounds": medians[kind][side.name],
-            }
-            for side in sides
-        }
-        for kind in ROUTES
-    }
+                    rounds.setdefault((kind, name), []).append(one_client(server.port, route, ALONE_REQUESTS))
+    return {kind: {name: _latency(rounds[kind, name][1:]) for name in servers} for kind in ROUTES}
+
+
+def _latency(rounds: Sequence[Sequence[float]]) -> Data:
+    """The median of the medians of the rounds; p99 of all requests together."""
+    medians = [median(latencies) for latencies in rounds]
+    p99 = quantiles([latency for latencies in rounds for latency in latencies], n=100)[98]
+    return {"p50": median(medians), "p99": p99, "rounds": medians}
 
 
 # ── what it means ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,7 +177,8 @@ def verdicts(data: Data) -> list[Verdict]:
     cpu = best(data, "zmesh", 64)[1]["cpu"]
     found.append(at_most("CPU of gateway + broker per request, 64 clients", cpu["gateway + broker"], 25, " us", 18))
     found.append(at_most("CPU of the worker per request, 64 clients", cpu["worker"], 12, " us"))
-    return found
+    ours = [side["cells"].values() for name, side in data["throughput"].items() if name.startswith("zmesh")]
+    return [*found, none_wrong(cell for cells in ours for cell in cells)]
 
 
 def section(data: Data) -> str:

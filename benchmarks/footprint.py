@@ -15,7 +15,7 @@ from statistics import median
 from benchmarks.load import one_client
 from benchmarks.peers import Unavailable, installed_version
 from benchmarks.report import Data, Verdict, add_options, at_most, finish, table
-from benchmarks.sides import APPS, Side, mosec, prepare, serving, zmesh
+from benchmarks.sides import APPS, Side, mosec, prepare, serving, skip, zmesh
 from benchmarks.usage import memory
 from tests.harness import REPOSITORY
 
@@ -38,8 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             found[side.name] = _measure(side, options.rounds)
         except Unavailable as why:
-            skipped[side.name] = str(why)
-            print(f"skipped: {side.name} ({why})", flush=True)
+            skip(side, why, skipped)
     data: Data = {
         "rounds": options.rounds,
         "versions": {side.peer: installed_version(side.peer) for side in sides if side.peer},

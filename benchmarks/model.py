@@ -20,8 +20,8 @@ from statistics import median
 from benchmarks.load import burst_round_trip, need_wrk, one_client
 from benchmarks.peers import Unavailable, installed_version
 from benchmarks.plot import Bar, bars
-from benchmarks.report import Data, Verdict, add_options, at_least, finish, table
-from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, zmesh
+from benchmarks.report import Data, Verdict, add_options, at_least, finish, none_wrong, table
+from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, skip, zmesh
 from tests.harness import RunningMesh
 
 BATCH = 32
@@ -55,19 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
     times, crowds = ([int(text) for text in words.split(",")] for words in (options.ms, options.clients))
     _, skipped = prepare([] if options.alone else [_mosec(0, options.mosec_json)], not options.installed_only)
     with_mosec = not options.alone and not skipped
-    cells: Data = {}
-    for ms in times:
-        try:
-            cells[str(ms)] = _measure(ms, crowds, options, with_mosec)
-        except Unavailable as why:
-            skipped[f"{ms} ms"] = str(why)
-            print(f"skipped: {ms} ms ({why})", flush=True)
     data: Data = {
         "seconds": options.seconds,
         "rounds": options.rounds,
         "mosec_json": options.mosec_json,
         "versions": {"mosec": installed_version("mosec")} if with_mosec else {},
-        "cells": cells,
+        "cells": {str(ms): _measure(ms, crowds, options, with_mosec, skipped) for ms in times},
         "skipped": skipped,
     }
     return finish("model", given, data, options)
@@ -87,31 +80,49 @@ def _mosec(ms: int, json_of: str) -> Side:
     return mosec("mosec", "", APPS / "model_mosec.py", **env).at(ROUTE)
 
 
-def _measure(ms: int, crowds: Sequence[int], options: argparse.Namespace, with_mosec: bool) -> Data:
+def _measure(
+    ms: int, crowds: Sequence[int], options: argparse.Namespace, with_mosec: bool, skipped: dict[str, str]
+) -> Data:
     """All crowds of one model: clients → the medians of both sides and of the share of the ideal."""
     ours: dict[int, list[Sample]] = {clients: [] for clients in crowds}
     theirs: dict[int, list[Sample]] = {clients: [] for clients in crowds}
     ideals: dict[int, list[Ideal]] = {clients: [] for clients in crowds}
     for number in range(options.rounds):
-        with tempfile.NamedTemporaryFile() as stats:
-            stats.write(bytes(16))
-            stats.flush()
-            side = _zmesh(ms, stats.name)
-            with serving(side) as server:
-                trips = _round_trips(server)
-                for clients in crowds:
-                    sample, ideal = _with_ideal(side, server, clients, options.seconds, stats.name, trips)
-                    ours[clients].append(sample)
-                    ideals[clients].append(ideal)
-                    _say(number, ms, clients, "zmesh", sample, f" of an ideal {ideal.rate(clients):.0f}")
-        if with_mosec:
-            side = _mosec(ms, options.mosec_json)
-            with serving(side) as server:
-                for clients in crowds:
-                    sample = loaded(side, server, clients, options.seconds, learning=LEARNING_SECONDS)
-                    theirs[clients].append(sample)
-                    _say(number, ms, clients, "mosec", sample)
+        try:
+            _measure_ours(number, ms, options.seconds, ours, ideals)
+        except Unavailable as why:
+            skip(_zmesh(ms, ""), why, skipped)
+        side = _mosec(ms, options.mosec_json)
+        if with_mosec and side.name not in skipped:
+            try:
+                _measure_theirs(number, ms, side, options.seconds, theirs)
+            except Unavailable as why:
+                skip(side, why, skipped)
     return {str(clients): _cell(clients, ours[clients], ideals[clients], theirs[clients]) for clients in crowds}
+
+
+def _measure_ours(
+    number: int, ms: int, seconds: float, ours: dict[int, list[Sample]], ideals: dict[int, list[Ideal]]
+) -> None:
+    with tempfile.NamedTemporaryFile() as stats:
+        stats.write(bytes(16))
+        stats.flush()
+        side = _zmesh(ms, stats.name)
+        with serving(side) as server:
+            trips = _round_trips(server)
+            for clients in ours:
+                sample, ideal = _with_ideal(side, server, clients, seconds, stats.name, trips)
+                ours[clients].append(sample)
+                ideals[clients].append(ideal)
+                _say(number, ms, clients, "zmesh", sample, f" of an ideal {ideal.rate(clients):.0f}")
+
+
+def _measure_theirs(number: int, ms: int, side: Side, seconds: float, theirs: dict[int, list[Sample]]) -> None:
+    with serving(side) as server:
+        for clients in theirs:
+            sample = loaded(side, server, clients, seconds, learning=LEARNING_SECONDS)
+            theirs[clients].append(sample)
+            _say(number, ms, clients, "mosec", sample)
 
 
 def _say(number: int, ms: int, clients: int, name: str, sample: Sample, more: str = "") -> None:
@@ -168,12 +179,13 @@ def verdicts(data: Data) -> list[Verdict]:
             if cell["mosec"]:
                 ratio = cell["zmesh"]["rate"] / cell["mosec"]["rate"]
                 found.append(at_least(f"beside mosec, {ms} ms, {clients} clients", ratio, 1.0, " x"))
-    return found
+    ours = [cell["zmesh"] for crowds in data["cells"].values() for cell in crowds.values()]
+    return [*found, none_wrong(ours)]
 
 
 def section(data: Data) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items()) or "no peer"
-    json_of = ", orjson in mosec's worker" if data["mosec_json"] == "orjson" else ""
+    json_of = " with orjson" if data["mosec_json"] == "orjson" else " with its own JSON" if data["versions"] else ""
     head = (
         f"A model that sleeps, max batch {BATCH}, max wait {WAIT_MS} ms, one worker; beside {versions}{json_of}. The"
         " ideal is `min(clients, 32) / (mean forward time + unloaded round trip of a batch of that size)`, measured"

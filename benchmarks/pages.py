@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import fill
 from types import ModuleType
 
 from benchmarks import compare, echo, footprint, model, stages
@@ -32,8 +33,17 @@ def section(name: str, data: Data) -> str:
         parts.append(f"![{MODULES[name].__name__.rpartition('.')[2]}]({name}.svg)")
     if judged := verdicts(name, data):
         parts.append(verdict_table(judged))
-    parts += [f"Skipped: {why}." for why in data["skipped"].values()]
-    return "\n\n".join(parts)
+    parts += [f"Skipped: {why}." for what, why in data["skipped"].items() if what != "open loop"]
+    return _filled("\n\n".join(parts))
+
+
+def _filled(text: str) -> str:
+    """Prose in lines as long as those of the pages; tables and pictures as they are."""
+    parts = text.split("\n\n")
+    return "\n\n".join(
+        part if part.startswith(("|", "!")) else fill(part, 120, break_long_words=False, break_on_hyphens=False)
+        for part in parts
+    )
 
 
 def write(results: Mapping[str, Data]) -> list[str]:
@@ -57,26 +67,27 @@ def write(results: Mapping[str, Data]) -> list[str]:
 
 
 def readme(results: Mapping[str, Data]) -> str:
-    """The part of the README about speed; "" until there is something to say beside mosec."""
-    rows = [*_echo_rows(results.get("echo")), *_model_rows(results.get("model")), *_stage_rows(results.get("stages"))]
-    if not rows:
+    """The part of the README about speed; "" until all of it was measured beside mosec."""
+    parts = (_echo_rows(results.get("echo")), _model_rows(results.get("model")), _stage_rows(results.get("stages")))
+    if not all(parts):
         return ""
     machine = next(data["machine"] for name, data in results.items() if name in MODULES)
     head = (
-        f"zmesh beside mosec on one machine ({machine}), shared by server and load generator, each in the best of its"
-        f" configurations, rounds in turn, medians (`{README_COMMAND}`):"
+        f"zmesh beside mosec on one machine ({machine}) that server and load generator share, rounds in turn, medians"
+        f" (`{README_COMMAND}`). The echo is each in the best of its configurations, the rest are the same settings:"
     )
-    parts = [head, table(("what", "zmesh", "mosec", "ratio"), rows)]
+    rows = [row for part in parts for row in part]
+    text = _filled(f"{head}\n\n{table(('what', 'zmesh', 'mosec', 'ratio'), rows)}")
     if "compare" in results:
-        parts.append("![zmesh, mosec, FastAPI, LitServe, BentoML and Ray Serve](benchmarks/compare.svg)")
-    return "\n\n".join(parts)
+        text += "\n\n![zmesh, mosec, FastAPI, LitServe, BentoML and Ray Serve](benchmarks/compare.svg)"
+    return text
 
 
 Rows = list[tuple[str, str, str, str]]
 
 
 def _echo_rows(data: Data | None) -> Rows:
-    if not data or not any(name.startswith("mosec") for name in data["throughput"]):
+    if not data or "mosec" not in data["alone"]["none"] or "mosec" not in data["throughput"]:
         return []
     rows: Rows = []
     for clients in echo.CLIENTS:

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "finish",
     "head_line",
     "load_results",
+    "none_wrong",
     "rewrite",
     "table",
     "verdict_table",
@@ -60,6 +62,11 @@ def at_least(what: str, value: float, bar: float, unit: str = "", stretch: float
 
 def at_most(what: str, value: float, bar: float, unit: str = "", stretch: float | None = None) -> Verdict:
     return _judged(what, value, bar, unit, stretch, "≤", lambda one, other: one <= other)
+
+
+def none_wrong(cells: Iterable[Mapping[str, Any]]) -> Verdict:
+    """wrk counts answers that are errors too, so there must not be any."""
+    return at_most("answers of zmesh that were wrong", sum(cell["wrong"] for cell in cells), 0)
 
 
 def _judged(
@@ -119,7 +126,7 @@ def finish(name: str, arguments: Sequence[str], data: Data, options: argparse.Na
     from benchmarks import pages  # they are made of the benchmarks, which call this
 
     given = [word for word in arguments if word not in ("--write", "--check")]
-    record = {"command": " ".join(["./scripts/bench", name, *given]), **_circumstances(), **data}
+    record = {"command": shlex.join(["./scripts/bench", name, *given]), **_circumstances(), **data}
     print(f"\n{pages.section(name, record)}", flush=True)
     if options.write:
         results = {**load_results(), name: record}

@@ -18,7 +18,7 @@ from benchmarks.peers import Unavailable, python_of
 from benchmarks.usage import GroupOf, cpu_seconds, family, mosec_group, spent, zmesh_group
 from tests.harness import RunningMesh, running
 
-__all__ = ["APPS", "Sample", "Side", "loaded", "middle", "mosec", "prepare", "serving", "zmesh"]
+__all__ = ["APPS", "Sample", "Side", "loaded", "middle", "mosec", "prepare", "serving", "skip", "zmesh"]
 
 APPS = Path(__file__).parent / "apps"
 START_SECONDS_MAX = 180.0
@@ -68,17 +68,25 @@ def mosec(name: str, settings: str, app: Path, **env: object) -> Side:
     return Side(name, settings, command, "mosec", env=words, group_of=mosec_group)
 
 
+def skip(side: Side, why: Unavailable, skipped: dict[str, str]) -> None:
+    """Go on without a peer, and say so. Without zmesh there is nothing to measure, so that ends the program."""
+    if not side.peer:
+        sys.exit(f"zmesh could not be measured: {why}")
+    skipped[side.name] = str(why)
+    print(f"skipped: {side.name} ({why})", flush=True)
+
+
 def prepare(sides: Sequence[Side], may_install: bool = True) -> tuple[list[Side], dict[str, str]]:
     """Those that can be measured, and why the others cannot, each said in a line."""
-    ready, skipped = [], {}
+    ready: list[Side] = []
+    skipped: dict[str, str] = {}
     for side in sides:
         try:
             if side.peer:
                 python_of(side.peer, may_install)
             ready.append(side)
         except Unavailable as why:
-            skipped[side.name] = str(why)
-            print(f"skipped: {side.name} ({why})", flush=True)
+            skip(side, why, skipped)
     return ready, skipped
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from benchmarks.load import need_wrk
 from benchmarks.peers import Unavailable, installed_version
-from benchmarks.report import Data, Verdict, add_options, at_least, at_most, finish, table
-from benchmarks.sides import APPS, Sample, loaded, middle, mosec, prepare, serving, zmesh
+from benchmarks.report import Data, Verdict, add_options, at_least, at_most, finish, none_wrong, table
+from benchmarks.sides import APPS, Sample, Side, loaded, middle, mosec, prepare, serving, skip, zmesh
 
 ROUTES = {"one": "/one", "two": "/two"}
 COST, KEPT = 1.35, 0.74  # of one stage: what two may cost, and the throughput that leaves
@@ -25,14 +26,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args(given)
     need_wrk()
-    env = {"ECHO_BATCH": options.batch, "ECHO_WAIT": 1}
-    app = APPS / "stages_mosec.py"
+    sides, skipped = prepare(_sides(options.batch), not options.installed_only)
+    data: Data = {
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "clients": options.clients,
+        "batch": options.batch,
+        "versions": {side.peer: installed_version(side.peer) for side in sides if side.peer},
+        "sides": _measure(sides, options, skipped),
+        "skipped": skipped,
+    }
+    return finish("stages", given, data, options)
+
+
+def _sides(batch: int) -> list[Side]:
+    env, app = {"ECHO_BATCH": batch, "ECHO_WAIT": 1}, APPS / "stages_mosec.py"
     wanted = [
-        zmesh("zmesh", "", APPS / "stages.py", **env).at("/one"),
-        mosec("mosec", "", app, **env).at("/one"),
-        mosec("mosec, orjson", "", app, **env, ECHO_JSON="orjson").at("/one"),
+        zmesh("zmesh", "", APPS / "stages.py", **env),
+        mosec("mosec", "", app, **env),
+        mosec("mosec, orjson", "", app, **env, ECHO_JSON="orjson"),
     ]
-    sides, skipped = prepare(wanted, not options.installed_only)
+    return [side.at(ROUTES["one"]) for side in wanted]
+
+
+def _measure(sides: Sequence[Side], options: argparse.Namespace, skipped: dict[str, str]) -> Data:
+    """Rounds in turn; the medians by server and by number of stages."""
     samples: dict[str, dict[str, list[Sample]]] = {side.name: {kind: [] for kind in ROUTES} for side in sides}
     for number in range(options.rounds):
         for side in sides:
@@ -45,22 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
                         samples[side.name][kind].append(sample)
                         print(f"round {number + 1}: {side.name}, {kind}: {sample.rate:.0f}/s", flush=True)
             except Unavailable as why:
-                skipped[side.name] = str(why)
-                print(f"skipped: {side.name} ({why})", flush=True)
-    data: Data = {
-        "seconds": options.seconds,
-        "rounds": options.rounds,
-        "clients": options.clients,
-        "batch": options.batch,
-        "versions": {side.peer: installed_version(side.peer) for side in sides if side.peer},
-        "sides": {
-            name: {kind: middle(runs) for kind, runs in kinds.items()}
-            for name, kinds in samples.items()
-            if name not in skipped
-        },
-        "skipped": skipped,
+                skip(side, why, skipped)
+    return {
+        name: {kind: middle(runs) for kind, runs in kinds.items()}
+        for name, kinds in samples.items()
+        if name not in skipped
     }
-    return finish("stages", given, data, options)
 
 
 def verdicts(data: Data) -> list[Verdict]:
@@ -73,7 +81,7 @@ def verdicts(data: Data) -> list[Verdict]:
         if name != "zmesh":
             ratio = ours["two"]["rate"] / kinds["two"]["rate"]
             found.append(at_least(f"two stages beside those of {name}", ratio, 2.0, " x"))
-    return found
+    return [*found, none_wrong(ours.values())]
 
 
 def section(data: Data) -> str:

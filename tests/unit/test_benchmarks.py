@@ -14,7 +14,7 @@ from benchmarks.load import parse_open_loop, parse_wrk
 from benchmarks.peers import PEERS, Unavailable, python_of
 from benchmarks.plot import Bar, bars
 from benchmarks.report import HERE, Data, at_least, at_most, load_results, rewrite, table
-from benchmarks.sides import Sample, middle
+from benchmarks.sides import Sample, middle, mosec, skip, zmesh
 from benchmarks.usage import mosec_group, spent, zmesh_group
 
 WRK = """\
@@ -37,7 +37,7 @@ RATE = "Requests/sec:  18702.15\nTransfer/sec:      3.12MB\n"
 def test_wrk_is_read_with_its_units_and_its_errors() -> None:
     run = parse_wrk(WRK + RATE)
     assert (run.requests, run.rate, run.wrong, run.broken) == (56139, 18702.15, 0, 0)
-    assert (run.p50, run.p99) == (pytest.approx(0.00309), 1.2)
+    assert run.p50 == pytest.approx(0.00309) and run.p99 == 1.2
     run = parse_wrk(WRK + TROUBLE + RATE)
     assert (run.wrong, run.broken) == (17, 10)
 
@@ -165,6 +165,16 @@ def echo_data() -> Data:
     return {**SHARED, "orjson": True, "wait_ms": 1, "throughput": throughput, "alone": latency}
 
 
+def stages_data() -> Data:
+    kinds = {"one": cell(100, all=10), "two": cell(75, all=14)}
+    return {**SHARED, "clients": 64, "batch": 64, "sides": {"zmesh": kinds, "mosec": {**kinds, "two": cell(30)}}}
+
+
+def model_data() -> Data:
+    one = {"zmesh": cell(95), "mosec": cell(96), "ideal": 100.0, "share": 0.95}
+    return {**SHARED, "mosec_json": "own", "cells": {"10": {"32": one, "128": {**one, "mosec": None}}}}
+
+
 def verdict_of(found: list[Any], beginning: str) -> Any:
     (one,) = [verdict for verdict in found if verdict.what.startswith(beginning)]
     return one
@@ -188,29 +198,45 @@ def test_without_mosec_only_our_own_targets_are_judged() -> None:
     data = echo_data()
     data["throughput"] = {name: side for name, side in data["throughput"].items() if name.startswith("zmesh")}
     data["alone"] = {kind: {"zmesh": sides["zmesh"]} for kind, sides in data["alone"].items()}
-    assert [verdict.what[:3] for verdict in echo.verdicts(data)] == ["CPU", "CPU"]
+    assert [verdict.what[:3] for verdict in echo.verdicts(data)] == ["CPU", "CPU", "ans"]
     assert pages.readme({"echo": data}) == ""
 
 
 def test_every_cell_of_the_model_has_its_verdicts() -> None:
-    one = {"zmesh": cell(95), "mosec": cell(96), "ideal": 100.0, "share": 0.95}
-    data = {**SHARED, "mosec_json": "own", "cells": {"10": {"32": one, "128": {**one, "mosec": None}}}}
+    data = model_data()
     assert [(verdict.what, verdict.is_met) for verdict in model.verdicts(data)] == [
         ("share of the ideal, 10 ms, 32 clients", True),
         ("beside mosec, 10 ms, 32 clients", False),
         ("share of the ideal, 10 ms, 128 clients", False),
+        ("answers of zmesh that were wrong", True),
     ]
     assert "0.99 x" in pages.section("model", data)
 
 
+def test_one_wrong_answer_of_ours_is_a_verdict_and_those_of_others_are_not() -> None:
+    data = stages_data()
+    data["sides"]["mosec"] = {kind: {**one, "wrong": 7} for kind, one in data["sides"]["mosec"].items()}
+    assert verdict_of(stages.verdicts(data), "answers").is_met
+    data["sides"]["zmesh"]["two"] = {**data["sides"]["zmesh"]["two"], "wrong": 1}
+    assert not verdict_of(stages.verdicts(data), "answers").is_met
+
+
+def test_without_zmesh_there_is_nothing_to_measure() -> None:
+    skipped: dict[str, str] = {}
+    skip(mosec("mosec", "", HERE), Unavailable("mosec is not installed"), skipped)
+    assert skipped == {"mosec": "mosec is not installed"}
+    with pytest.raises(SystemExit, match="zmesh could not be measured: it ended"):
+        skip(zmesh("zmesh", "", HERE), Unavailable("it ended"), skipped)
+
+
 def test_two_stages_are_judged_by_what_they_keep_and_beside_those_of_others() -> None:
-    kinds = {"one": cell(100, all=10), "two": cell(75, all=14)}
-    data = {**SHARED, "clients": 64, "batch": 64, "sides": {"zmesh": kinds, "mosec": {**kinds, "two": cell(30)}}}
-    assert [verdict.is_met for verdict in stages.verdicts(data)] == [True, False, True]
+    assert [verdict.is_met for verdict in stages.verdicts(stages_data())] == [True, False, True, True]
 
 
-def test_the_readme_says_what_was_measured_beside_the_best_of_mosec() -> None:
-    text = pages.readme({"echo": echo_data()})
+def test_the_readme_says_what_was_measured_beside_the_best_of_mosec_when_all_of_it_was() -> None:
+    results = {"echo": echo_data(), "model": model_data()}
+    assert pages.readme(results) == ""
+    text = pages.readme({**results, "stages": stages_data()})
     assert "| echo, 64 clients" in text and "80 req/s (orjson)" in text and "1.25 x" in text
     assert pages.README_COMMAND in text
 

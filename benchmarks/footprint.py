@@ -1,6 +1,6 @@
-"""Memory and start: RSS of gateway + broker and of an echo worker, ready time of `zmesh run`, import times.
+"""Memory and start: resident size of an echo server, time until it is ready, import times; beside mosec.
 
-./scripts/bench footprint [--rounds 5]
+./scripts/bench footprint [--rounds 5] [--write]
 """
 
 from __future__ import annotations
@@ -9,40 +9,60 @@ import argparse
 import subprocess
 import sys
 import time
-from pathlib import Path
+from dataclasses import asdict
 from statistics import median
 
-import psutil
+from benchmarks.load import one_client
+from benchmarks.peers import Unavailable, installed_version
+from benchmarks.report import Data, Verdict, add_options, at_most, finish, table
+from benchmarks.sides import APPS, Side, mosec, prepare, serving, skip, zmesh
+from benchmarks.usage import memory
+from tests.harness import REPOSITORY
 
-from benchmarks.load import cpu_seconds, one_client
-from tests.harness import running
-
-APP = Path(__file__).parent.parent / "examples" / "echo" / "app.py"
+REQUESTS = 500
+IMPORTS = {"zmesh.cli": "import zmesh.cli", "zmesh.stage, a worker": "import zmesh.stage", "nothing": ""}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args(arguments).rounds
-    ready = []
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="bench footprint", description=(__doc__ or "").splitlines()[0])
+    add_options(parser, seconds=0.0, rounds=5)
+    options = parser.parse_args(given)
+    wanted = [
+        zmesh("zmesh", "", REPOSITORY / "examples" / "echo" / "app.py"),
+        mosec("mosec", "", APPS / "echo_mosec.py"),
+    ]
+    sides, skipped = prepare(wanted, not options.installed_only)
+    found: Data = {}
+    for side in sides:
+        try:
+            found[side.name] = _measure(side, options.rounds)
+        except Unavailable as why:
+            skip(side, why, skipped)
+    data: Data = {
+        "rounds": options.rounds,
+        "versions": {side.peer: installed_version(side.peer) for side in sides if side.peer},
+        "sides": found,
+        "imports": {
+            **{name: _wall([sys.executable, "-c", code], options.rounds) for name, code in IMPORTS.items()},
+            "zmesh --help": _wall([sys.executable, "-m", "zmesh", "--help"], options.rounds),
+        },
+        "skipped": skipped,
+    }
+    return finish("footprint", given, data, options)
+
+
+def _measure(side: Side, rounds: int) -> Data:
+    """Seconds until the first answer, and the memory after some requests, by group of processes."""
+    ready, sizes = [], {}
     for _ in range(rounds):
-        with running(APP, ready=False) as mesh:
-            ready.append(mesh.wait_ready())
-            one_client(mesh.port, "/inference", 500)
-            memory = {
-                name: psutil.Process(pid).memory_info().rss for pid, (name, _) in cpu_seconds(mesh.process.pid).items()
-            }
-    print(f"zmesh run examples/echo/app.py ready: {median(ready):.2f} s (median of {rounds})")
-    for name, rss in memory.items():
-        print(f"RSS of {name} after 500 requests: {rss / 1e6:.1f} MB")
-    for what, code in {
-        "zmesh.cli": "import zmesh.cli",
-        "a worker (zmesh.stage)": "import zmesh.stage",
-        "nothing": "",
-    }.items():
-        print(f"python -c 'import' of {what}: {_wall([sys.executable, '-c', code], rounds) * 1e3:.0f} ms")
-    print(f"zmesh --help: {_wall([sys.executable, '-m', 'zmesh', '--help'], rounds) * 1e3:.0f} ms")
-    return 0
+        started = time.monotonic()
+        with serving(side) as server:
+            ready.append(time.monotonic() - started)
+            one_client(server.port, side.route, REQUESTS)
+            sizes = {group: asdict(size) for group, size in memory(server.process.pid, side.group_of).items()}
+    print(f"{side.name}: ready in {median(ready):.2f} s", flush=True)
+    return {"ready": median(ready), "memory": sizes}
 
 
 def _wall(command: list[str], rounds: int) -> float:
@@ -53,6 +73,31 @@ def _wall(command: list[str], rounds: int) -> float:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         took.append(time.perf_counter() - started)
     return median(took[1:])
+
+
+def verdicts(data: Data) -> list[Verdict]:
+    ours = data["sides"]["zmesh"]
+    sizes = {group: size["rss"] / size["processes"] / 1e6 for group, size in ours["memory"].items()}
+    return [
+        at_most("RSS of gateway + broker", sizes["gateway + broker"], 80, " MB"),
+        at_most("RSS of a worker, before the model", sizes["worker"], 30, " MB"),
+        at_most("`zmesh run` of the echo app until its first answer", ours["ready"], 1.5, " s"),
+    ]
+
+
+def section(data: Data) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items()) or "no peer"
+    head = f"An echo app with one worker, after {REQUESTS} requests; beside {versions}. Medians of {data['rounds']}."
+    rows: list[tuple[object, ...]] = []
+    for name, side in data["sides"].items():
+        for group, size in side["memory"].items():
+            rss, shared = f"{size['rss'] / 1e6:.1f}", f"{size['shared_once'] / 1e6:.1f}"
+            rows.append((f"{name}: {group}", size["processes"], rss, shared))
+    ready = [(f"{name}: until the first answer", f"{side['ready']:.2f} s") for name, side in data["sides"].items()]
+    walls = [(f"`import` of {name}" if name != "zmesh --help" else "`zmesh --help`", f"{seconds * 1e3:.0f} ms")
+             for name, seconds in data["imports"].items()]  # fmt: skip
+    memory_table = table(("memory", "processes", "RSS MB", "PSS MB (shared pages counted once)"), rows)
+    return "\n\n".join([head, memory_table, table(("time", "wall"), [*ready, *walls])])
 
 
 if __name__ == "__main__":

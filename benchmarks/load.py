@@ -1,29 +1,45 @@
-"""Load from outside: wrk for closed loops, and bursts over raw sockets for round trips. Every loop is bounded."""
+"""Load from outside: wrk for closed loops, `zmesh bench` for open ones, raw sockets for one client and for bursts."""
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import select
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from math import ceil
 from statistics import median
 
-import psutil
+__all__ = [
+    "BODY",
+    "Closed",
+    "Open",
+    "burst_round_trip",
+    "has_open_loop",
+    "need_wrk",
+    "one_client",
+    "open_loop",
+    "parse_open_loop",
+    "parse_wrk",
+    "wrk",
+]
 
-__all__ = ["Closed", "burst_round_trip", "cpu_seconds", "one_client", "wrk"]
-
+BODY = '{"x": "abcdefghijklmnopqrstu"}'
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0}
+TOTAL = re.compile(r"(\d+) requests in ([\d.]+)(us|ms|s|m),")
 
 
 @dataclass
 class Closed:
-    """One run of wrk: requests per second, latency in seconds, answers that were not 2xx, broken connections."""
+    """One run of wrk: answers, and per second; latency in seconds; answers that were not 2xx, broken connections."""
 
+    requests: int
     rate: float
     p50: float
     p99: float
@@ -31,27 +47,52 @@ class Closed:
     broken: int
 
 
-def wrk(url: str, clients: int, seconds: float, body: str = '{"x": "abcdefghijklmnopqrstu"}') -> Closed:
-    """A closed loop of `clients` connections on one thread. Raises RuntimeError when wrk is not installed."""
+@dataclass
+class Open:
+    """One open loop: 2xx answers per second; latency in seconds from when each was due; what went wrong."""
+
+    rate: float
+    p50: float
+    p99: float
+    wrong: int
+    is_valid: bool  # the generator was not late itself
+
+
+def need_wrk() -> None:
+    """Ends the program with what to do when wrk is not there."""
+    if shutil.which("wrk") is None:
+        sys.exit("this benchmark needs wrk: apt-get install wrk")
+
+
+def wrk(url: str, clients: int, seconds: float, body: str = BODY) -> Closed:
+    """A closed loop of `clients` connections on one thread. RuntimeError without wrk, or without a server."""
     if shutil.which("wrk") is None:
         raise RuntimeError("this benchmark needs wrk: apt-get install wrk")
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(f"wrk.method='POST'\nwrk.body='{body}'\nwrk.headers['content-type']='application/json'\n")
         script.flush()
         command = ["wrk", "-t1", f"-c{clients}", f"-d{ceil(seconds)}s", "--latency", "--timeout", "10s"]
-        text = subprocess.run(
-            [*command, "-s", script.name, url], capture_output=True, text=True, timeout=seconds + 60, check=True
-        ).stdout
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+        done = subprocess.run(
+            [*command, "-s", script.name, url], capture_output=True, text=True, timeout=seconds + 60, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"wrk: {(done.stderr or done.stdout).strip()}")
+    return parse_wrk(done.stdout)
+
+
+def parse_wrk(text: str) -> Closed:
+    """What wrk printed. AssertionError when it is not that."""
+    rate, total = re.search(r"Requests/sec:\s+([\d.]+)", text), TOTAL.search(text)
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
-    assert rate is not None, text
+    assert rate is not None and total is not None, text
     return Closed(
-        float(rate[1]),
-        _latency(text, "50%"),
-        _latency(text, "99%"),
-        int(wrong[1]) if wrong else 0,
-        sum(map(int, errors.groups())) if errors else 0,
+        requests=int(total[1]),
+        rate=float(rate[1]),
+        p50=_latency(text, "50%"),
+        p99=_latency(text, "99%"),
+        wrong=int(wrong[1]) if wrong else 0,
+        broken=sum(map(int, errors.groups())) if errors else 0,
     )
 
 
@@ -59,6 +100,37 @@ def _latency(text: str, percent: str) -> float:
     found = re.search(rf"\s{percent}\s+([\d.]+)(us|ms|s|m)\s", text)
     assert found is not None, text
     return float(found[1]) * UNITS[found[2]]
+
+
+@functools.cache
+def has_open_loop() -> bool:
+    """Whether this zmesh has the command that makes open loops."""
+    command = [sys.executable, "-m", "zmesh", "bench", "--help"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def open_loop(url: str, rate: float, seconds: float, body: str = BODY) -> Open:
+    """Requests at random times, `rate` a second on average, whether or not the earlier ones were answered."""
+    load = ["--rate", f"{rate:g}", "--arrivals", "poisson", "--seconds", f"{seconds:g}"]
+    about = ["--data", body, "--header", "content-type: application/json", "--json", "-"]
+    command = [sys.executable, "-m", "zmesh", "bench", url, *load, *about]
+    # Its exit code says whether the figures can be believed, and so do they.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 90, check=False)
+    if not done.stdout.startswith("{"):
+        raise RuntimeError(f"zmesh bench: {done.stderr.strip() or done.stdout.strip()}")
+    return parse_open_loop(done.stdout)
+
+
+def parse_open_loop(text: str) -> Open:
+    """What `zmesh bench --json -` printed."""
+    result = json.loads(text)["result"]
+    return Open(
+        rate=result["goodput_per_second"],
+        p50=result["latency"]["p50_ms"] / 1e3,
+        p99=result["latency"]["p99_ms"] / 1e3,
+        wrong=result["due"] - result["good"],
+        is_valid=result["valid"],
+    )
 
 
 def _request(path: str, body: bytes) -> bytes:
@@ -114,20 +186,3 @@ def burst_round_trip(port: int, path: str, size: int, bursts: int = 60, body: by
     for connection in connections:
         connection.close()
     return median(took)
-
-
-def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
-    """CPU seconds so far of a process and all its descendants: pid → (what it is, seconds)."""
-    root = psutil.Process(pid)
-    spent = {}
-    for process in [root, *root.children(recursive=True)]:
-        line = process.cmdline()
-        if process.pid == pid:
-            name = "agent"
-        elif "gateway" in line:
-            name = "gateway + broker"
-        else:
-            name = "worker"
-        times = process.cpu_times()
-        spent[process.pid] = (name, times.user + times.system)
-    return spent

@@ -3,14 +3,15 @@
 import os
 import time
 
-from mosec import Server, Worker
+from mosec import Server
+from mosec_workers import Echo
 
 SECONDS = float(os.environ.get("MODEL_MS", "10")) / 1000
 BATCH = int(os.environ.get("MODEL_BATCH", "32"))
 WAIT = int(os.environ.get("MODEL_WAIT", "5"))
 
 
-class Model(Worker):
+class Model(Echo):
     def forward(self, data: list[object]) -> list[object]:
         time.sleep(SECONDS)
         return data

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from zmesh import logs
+from zmesh.board import Board
 from zmesh.broker import Broker
 from zmesh.config import Plan, Settings
 from zmesh.errors import DrainExpired, StartError
@@ -54,6 +55,11 @@ def serve_gateway(
     listen, fronts = document["listen"], document["fronts"]
     assert isinstance(listen, int) and isinstance(fronts, list), document
     raise_file_limit()
+    board = None
+    if (fd := document.get("board")) is not None:
+        number = document["number"]
+        assert isinstance(fd, int) and isinstance(number, int), document
+        board = Board.open(fd, settings.gateways, len(plan.routes), number)
 
     async def serve(listener: socket.socket) -> int:
         loop, context = asyncio.get_running_loop(), Context()
@@ -64,7 +70,7 @@ def serve_gateway(
                 port: Port = broker.local_port()
             else:
                 port = SocketPort(context, str(document["front"]), settings.limits(), loop)
-            gateway = Gateway(plan, settings, port, app, schemas)
+            gateway = Gateway(plan, settings, port, app, schemas, board=board)
             _obey(pipe, loop, gateway.start_drain)
             serving = loop.create_task(gateway.serve(listener))
             starting = loop.create_task(gateway.started.wait())

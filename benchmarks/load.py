@@ -119,13 +119,16 @@ def burst_round_trip(port: int, path: str, size: int, bursts: int = 60, body: by
 def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
     """CPU seconds so far of a process and all its descendants: pid → (what it is, seconds)."""
     root = psutil.Process(pid)
+    lines = {process: process.cmdline() for process in [root, *root.children(recursive=True)]}
+    has_lone_broker = any("zmesh.serving" in line for line in lines.values())
     spent = {}
-    for process in [root, *root.children(recursive=True)]:
-        line = process.cmdline()
+    for process, line in lines.items():
         if process.pid == pid:
             name = "agent"
+        elif "zmesh.serving" in line:
+            name = "broker"
         elif "gateway" in line:
-            name = "gateway + broker"
+            name = "gateway" if has_lone_broker else "gateway + broker"
         else:
             name = "worker"
         times = process.cpu_times()

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import ZMESH, Answer, RunningMesh, exchange, running, wait_until
-from tests.hosts import children
+from tests.hosts import children, free_ports, loopback_hosts
 from tests.load import APP as TWO_STAGES
 from tests.load import doubled
 
@@ -209,6 +209,25 @@ def test_requests_that_wait_at_both_gateways_are_answered_before_the_end(tmp_pat
                 thread.join(30)
         assert [answer.status for answer in answers] == [200] * CLIENTS
         assert mesh.process.wait(10) == 0, mesh.log()
+
+
+def test_two_gateways_of_a_broker_elsewhere_share_a_port() -> None:
+    with loopback_hosts() as (host, _), ExitStack() as running:
+        http = free_ports(4)
+        bind = f"tcp://127.0.0.1:{http + 1}"
+        broker = running.enter_context(host.program("broker", TWO_STAGES, "--bind", bind))
+        gateway = running.enter_context(
+            host.program("gateway", TWO_STAGES, "--connect", bind, "--port", http, "--gateways", "2")
+        )
+        worker = running.enter_context(host.program("worker", TWO_STAGES, "--connect", bind))
+        host.wait_ready(http)
+        wait_until(lambda: len(host.request("GET", http, "/mesh").json()["gateways"]) == 2, 20, "two gateways")
+        for number in range(20):
+            assert host.request("POST", http, *doubled(1, number)).status == 200
+        shown = metrics(host.request("GET", http, "/metrics").body)
+        assert shown["zmesh_throughput_total{'code': '200', 'endpoint': '/double'}"] == 20
+        for program in (gateway, worker, broker):
+            assert program.stop() == 0, program.log()
 
 
 def test_new_connections_go_on_while_a_gateway_is_stuck() -> None:

@@ -23,7 +23,7 @@ __all__ = ["Connections", "Turns"]
 ALONE = 64  # connections taken in one turn of the loop where there is no other gateway
 LEAD = 4  # connections that one may have more than another; and an eighth of what each has
 LEAD_PART = 8
-WAIT_SECONDS = 0.005  # for the others to move
+WAIT_SECONDS = 0.01  # for the others to move
 RETRY_SECONDS = 0.1  # when there are no files left
 
 

@@ -22,6 +22,10 @@ REPOSITORY = Path(__file__).parent.parent
 ZMESH = [sys.executable, "-m", "zmesh"]
 
 
+PROGRAMS = 2 if os.environ.get("ZMESH_ISOLATE_BROKER") else 1
+"""Children of a `zmesh run` beside its workers: gateway and broker in one process, or each in its own."""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -27,11 +27,12 @@ FLOORS: dict[str, list[str]] = {
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
-        "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals", "board",
+        "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
+        "resting", "board",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "turns",
+        "connection", "heads", "turns",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",

@@ -114,10 +114,8 @@ def text_of(status: int, payload: Payload) -> str:
     text = bytes(payload[: 4 * TEXT_CHARS_MAX]).decode("utf-8", "replace").strip()[:TEXT_CHARS_MAX]
     if not text:
         return words
-    is_whole = text.startswith(words) or (
-        says_its_kind(payload) and status not in (Status.UNAVAILABLE, Status.POISONED)
-    )
-    return text if is_whole else f"{words}: {text}"
+    is_bare = status in (Status.UNAVAILABLE, Status.POISONED) or not says_its_kind(payload)
+    return f"{words}: {text}" if is_bare and not text.startswith(words) else text
 
 
 def failure(refusal: Refusal, request_id: bytes, accept: bytes | None) -> Answer:

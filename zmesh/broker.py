@@ -50,7 +50,7 @@ from zmesh.messages import (
     Submit,
     Welcome,
 )
-from zmesh.transport import Context, Frames, Monitor, Sent, stage_endpoint
+from zmesh.transport import Context, Frames, Monitor, Router, Sent, stage_endpoint
 from zmesh.wire import decode, encode
 
 __all__ = ["Broker", "LocalPort"]
@@ -137,6 +137,8 @@ class Broker:
         of_stages = [[stage_endpoint(front, index) for front in fronts] for index in range(len(plan.stages))]
         self._routers = [front, *(context.router(limits.frame_bytes_max, *endpoints) for endpoints in of_stages)]
         self._reading_order = [*range(1, len(self._routers)), 0]
+        self._unread = True  # something may lie in a socket, and no descriptor will tell
+        self._sent_on: set[Router] = set()  # in this turn, which used up what their descriptors had to tell
         self._locals: dict[Address, Callable[[SessionId, Message], None]] = {}
         self._local_count = count()
         self._parked: dict[Address, deque[Parked]] = {}
@@ -155,7 +157,7 @@ class Broker:
         for router in self._routers:
             router.bind()
         for index, router in enumerate(self._routers):
-            self._loop.add_reader(router.fd, self._turn)
+            self._loop.add_reader(router.fd, self._ring)
             monitor = router.monitor()
             self._loop.add_reader(monitor.fd, self._notice, index, monitor)
             self._notice(index, monitor)  # who has never looked is not told of the first event, nor of any after it
@@ -189,7 +191,7 @@ class Broker:
 
     def breathe(self) -> None:
         """Take a turn now: the loop that we share with a gateway has been busy with requests for a while."""
-        self._turn()
+        self._ring()
 
     def drain(self, seconds: float, reason: str) -> None:
         """Take nothing new. Gateways are told, and keep what they have for our successor. See `drained`."""
@@ -206,7 +208,12 @@ class Broker:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
+    def _ring(self) -> None:
+        self._unread = True
+        self._turn()
+
     def _turn(self) -> None:
+        """Without a sign that something lies in a socket only what a gateway of this process said is decided."""
         self._scheduled = False
         if self._closed:
             return
@@ -216,7 +223,8 @@ class Broker:
         if gap > STALL_SECONDS:
             happened.insert(0, events.Stalled(gap))
             logger.warning("the broker did not run for %.1f s; its process was stopped or its loop blocked", gap)
-        more = self._read(happened, math.inf if gap > STALL_SECONDS else started + TURN_SECONDS)
+        if self._unread or gap > STALL_SECONDS:
+            self._unread = self._read(happened, math.inf if gap > STALL_SECONDS else started + TURN_SECONDS)
         now = self._clock()
         for effect in self.dispatcher.handle(*happened, now=now):
             try:
@@ -234,13 +242,16 @@ class Broker:
         if self.dispatcher.mesh.drain is not None and self.dispatcher.mesh.is_finished:
             self.drained.set()
         self._last_turn = self._clock()
-        if more or self._pending or any(router.pending() for router in self._routers):
+        while self._sent_on:
+            self._unread = self._sent_on.pop().pending() or self._unread
+        if self._unread or self._pending:
             self._schedule()
         self._arm()
 
     def _notice(self, index: int, monitor: Monitor) -> None:
         if not self._closed and monitor.take():
             self._pending.append(events.ConnectionLost(index))
+            self._unread = True  # last words, perhaps
             self._schedule()
 
     def _perform(self, effect: DispatcherEffect) -> None:
@@ -256,7 +267,7 @@ class Broker:
         """Take messages from all sockets until they are empty or time is up; whether some may be left."""
         for index in self._reading_order:
             router = self._routers[index]
-            while (frames := router.receive()) is not None:
+            while router.pending() and (frames := router.receive()) is not None:
                 happened.append(self._hear(index, frames))
                 if self._clock() > until:
                     return True
@@ -287,7 +298,7 @@ class Broker:
 
     def _timed(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        self._turn()
+        self._ring()
 
     def _safety_tick(self) -> None:
         if self._closed:
@@ -299,6 +310,7 @@ class Broker:
             self.missed_edges += 1
         for index, router in enumerate(self._routers):
             self._notice(index, router.monitor())  # libzmq stands still for ever when nobody takes its 2000th word
+        self._unread = True
         self._schedule()
         self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
 
@@ -317,7 +329,7 @@ class Broker:
         if address in self._parked:
             self._park(address, effect.message, frames)
             return
-        match self._routers[address[0]].send(address[1], frames):
+        match self._deliver(address, frames):
             case Sent.SENT:
                 if CRASHING:
                     crash_at("broker.sent", effect.message)
@@ -325,6 +337,11 @@ class Broker:
                 self._park(address, effect.message, frames)
             case Sent.GONE:
                 self._undeliverable(address, effect.message)
+
+    def _deliver(self, address: Address, frames: Frames) -> Sent:
+        router = self._routers[address[0]]
+        self._sent_on.add(router)
+        return router.send(address[1], frames)
 
     def _undeliverable(self, address: Address, message: Message) -> None:
         """Nobody is at that address: the message is given back, and the dispatcher told why."""
@@ -345,7 +362,7 @@ class Broker:
         for address, queue in list(self._parked.items()):
             sent = Sent.SENT
             while queue and sent is Sent.SENT:
-                sent = self._routers[address[0]].send(address[1], queue[0].frames)
+                sent = self._deliver(address, queue[0].frames)
                 if sent is Sent.SENT:
                     self._parked_bytes -= queue.popleft().size
             if queue and (sent is Sent.GONE or now - queue[0].since > PARKED_SECONDS_MAX):

@@ -41,7 +41,7 @@ from zmesh.door import DENIED_SECONDS, DenyList, Door
 from zmesh.messages import Context, Payload, Status, TaskId
 from zmesh.telemetry import GatewayCounts
 
-__all__ = ["GONE", "Call", "Calls", "Mesh"]
+__all__ = ["GONE", "OK", "Call", "Calls", "Mesh"]
 
 logger = logging.getLogger("zmesh.gateway")
 
@@ -52,7 +52,8 @@ FULL = "too many requests: the gateway is full"
 RETRY_FAILING_SECONDS = 30  # how often a stage that does not start is tried
 RETRY_DRAINING_SECONDS = 1  # another gateway may take it at once
 
-_OK, _POISONED = int(Status.OK), int(Status.POISONED)
+NO_TASK = TaskId(0)
+OK, _POISONED = int(Status.OK), int(Status.POISONED)
 GONE = -1  # not a Status: the client left
 _NO_WORK = {GONE} | {int(s) for s in (Status.SHED, Status.TIMEOUT, Status.UNAVAILABLE, Status.CANCELLED)}
 
@@ -89,7 +90,7 @@ class Call:
         self.started = self.since = now
         self.body = b""
         self.size = 0  # bytes of its body that are here
-        self.id = TaskId(0)
+        self.id = NO_TASK
 
     def done(self, status: int, payload: Payload) -> None:
         """The mesh's outcome. The first one counts."""
@@ -213,7 +214,7 @@ class Calls:
         """What was answered to the same body a moment ago, when it killed its workers."""
         return self._denied.answer(path, body, self.clock()) if self._denied else None
 
-    def submit(self, call: Call, headers: Mapping[bytes, bytes], timeout: float) -> None:
+    def submit(self, call: Call, headers: Mapping[bytes, bytes], timeout: float, now: float) -> None:
         """Hand over a request whose body is here: later its `done` gets the outcome, and `settle` follows.
 
         Raises Refusal for a body that must not be tried.
@@ -223,7 +224,7 @@ class Calls:
         context = {"request_id": call.request_id.decode("ascii")}
         if (parent := headers.get(b"traceparent")) is not None and sane_token(parent):
             context["traceparent"] = parent.decode("ascii")
-        call.since = self.clock()
+        call.since = now
         if (answer := self.denied(call.path, call.body)) is not None:
             raise self._refusal_of(_POISONED, answer, call.door)
         call.id = self._mesh.submit(call.path, call.body, context, call.since + timeout, call.done)
@@ -244,16 +245,25 @@ class Calls:
     def answer(self, call: Call, status: int, payload: Payload) -> Answer:
         """What its client reads; what there is to learn in the outcome is learnt, and counted."""
         is_users = status == Status.SHED and says_its_kind(payload)  # a worker's own 429, about this request alone
-        call.door.answered += is_users or status not in _NO_WORK
-        if status == _OK:
-            self._counts.add(200, call.path, self.clock() - call.started)
-            call.body = b""
+        if status == OK:
+            self.succeed(call)
             body = payload if type(payload) is bytes else bytes(payload)
             length = (b"content-length", b"%d" % len(body))
-            return Answer(200, [self._types[call.path], SERVER, (b"x-request-id", call.request_id), length], body)
+            return Answer(200, [*self.first_headers(call.path), (b"x-request-id", call.request_id), length], body)
+        call.door.answered += is_users or status not in _NO_WORK
         if not is_users:
             self._learn(call, status, payload)
         return self.refuse(call, self._refusal_of(status, payload, call.door))
+
+    def succeed(self, call: Call) -> None:
+        """It has its result."""
+        call.door.answered += 1
+        self._counts.add(200, call.path, self.clock() - call.started)
+        call.body = b""
+
+    def first_headers(self, path: str) -> tuple[Header, Header]:
+        """With which every 200 of this path begins."""
+        return self._types[path], SERVER
 
     def refuse(self, call: Call, refusal: Refusal) -> Answer:
         self._counts.add(refusal.http, call.path, 0.0)

@@ -19,7 +19,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Generator, Mapping, MutableMapping
-from functools import partial
 from typing import Any
 
 import uvicorn
@@ -108,7 +107,7 @@ class Gateway:
         _install(app, _Pages(self, settings, json.dumps(document).encode()))
         has_lane = not is_guarded and (settings.lane == "fast" or (settings.lane == "auto" and lane.is_known()))
         paths = {route.path.encode(): route.path for route in plan.routes if has_lane}
-        self._server = _Server(self.inference, partial(lane.LaneConnection, self.calls, paths), board)
+        self._server = _Server(self.inference, lane.Lane(self.calls, paths, KEEP_ALIVE_SECONDS).connection, board)
         self._timers: list[asyncio.TimerHandle] = []
         self._expired = False
         self._drained_by = math.inf  # on the clock of the event loop

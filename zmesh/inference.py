@@ -144,7 +144,7 @@ class Inference:
         call.body = body
         outcome: asyncio.Future[tuple[int, Payload]] = asyncio.get_running_loop().create_future()
         call.outcome = outcome
-        self._calls.submit(call, headers, timeout)
+        self._calls.submit(call, headers, timeout, self._calls.clock())
         try:
             return await outcome
         except asyncio.CancelledError:  # the server gives up on this request

@@ -5,7 +5,8 @@ request only when nothing about it is unusual: `POST` to the exact path of a rou
 most `LANE_BODY_BYTES_MAX`, all of it here in one piece, nothing to refuse, nobody before it on its connection. Anything
 else goes through ASGI, where every rule is; so that this is a shorter way to the same answers, byte for byte.
 
-What is uvicorn's stays uvicorn's: parsing, keep-alive, pipelining, shutdown.
+What is uvicorn's stays uvicorn's: parsing, keep-alive, pipelining, shutdown. What is the same in one request after
+another is not done again: see `heads` and `resting`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from zmesh.answers import Answer, Refusal
-from zmesh.calls import Call
+from zmesh.calls import OK, Call
 from zmesh.connection import Connection
+from zmesh.heads import AnswerHeads, Repeated
+from zmesh.resting import Rest, Resting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,11 +33,13 @@ if TYPE_CHECKING:
     from zmesh.calls import Calls
     from zmesh.messages import Payload
 
-__all__ = ["LANE_BODY_BYTES_MAX", "LaneConnection", "is_known"]
+__all__ = ["LANE_BODY_BYTES_MAX", "Lane", "is_known"]
 
 LANE_BODY_BYTES_MAX = 64 * 1024
 COPIED_BYTES_MAX = 64 * 1024  # of an answer, to write it together with its headers
 UVICORN_FROM, UVICORN_TO = (0, 53), (0, 54)  # before, ASGI says otherwise when a connection will be closed
+
+_LAST_LINES = b"%s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
 
 logger = logging.getLogger("zmesh.gateway")
 
@@ -58,20 +63,24 @@ class _Reply(Call):
     response_started = False
     message_event = asyncio.Event()  # for uvicorn to set; nobody waits for it
 
-    def __init__(self, connection: LaneConnection, path: str, headers: Mapping[bytes, bytes], now: float) -> None:
-        super().__init__(path, connection.calls.doors[path], headers, now)
-        self.connection = connection
-        self.keep_alive: bool = connection.parser.should_keep_alive()
-        self.response_complete = self.disconnected = False
+    connection: LaneConnection
+    keep_alive: bool
+    disconnected: bool
+    response_complete: bool
 
     def done(self, status: int, payload: Payload) -> None:
         if self.response_complete:
             return
-        calls = self.connection.calls
+        connection = self.connection
+        calls = connection.calls
         calls.settle(self)
-        if self.connection.transport.is_closing():
+        if connection.transport.is_closing():
             self._end()
             calls.leave(self)
+        elif status == OK:
+            self._end()
+            calls.succeed(self)
+            connection.say_ok(self, payload)
         else:
             self.write(calls.answer(self, status, payload))
 
@@ -93,45 +102,58 @@ class _Reply(Call):
             is_said = is_said or name == b"connection"  # which only says `close`
         self.keep_alive = self.keep_alive and not is_said
         parts.append(b"\r\n" if self.keep_alive or is_said else b"connection: close\r\n\r\n")
-        if len(answer.body) <= COPIED_BYTES_MAX:
-            parts.append(answer.body)
-            connection.transport.write(b"".join(parts))
-        else:
-            connection.transport.write(b"".join(parts))
-            connection.transport.write(answer.body)
-        if not self.keep_alive:
-            connection.transport.close()
-        connection.on_response_complete()
+        connection.transport.write(b"".join([*parts, answer.body]))
+        connection.answered(self)
 
     def _end(self) -> None:
         self.response_complete = True
-        self.connection.reply = None
         self.connection.calls.drop(self)
+
+
+class Lane:
+    """What the connections of a gateway share. `paths` are those of its routes, none if nothing takes the lane."""
+
+    def __init__(self, calls: Calls, paths: Mapping[bytes, str], rest_seconds: float) -> None:
+        self.calls, self.paths = calls, paths
+        self.resting = Resting(rest_seconds)
+        self.heads = AnswerHeads(STATUS_LINE[200], calls.first_headers)
+
+    def connection(self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]) -> Connection:
+        return LaneConnection(self, config, server_state, app_state)
 
 
 class LaneConnection(Connection):
     """A connection that takes the lane when it can."""
 
     def __init__(
-        self,
-        calls: Calls,
-        paths: Mapping[bytes, str],
-        config: uvicorn.Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
+        self, lane: Lane, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
     ) -> None:
         super().__init__(config, server_state, app_state)
-        self.calls, self._paths = calls, paths
-        self.reply: _Reply | None = None  # that waits for its outcome
+        self.calls = lane.calls
+        self._paths, self._heads, self._rest = lane.paths, lane.heads, Rest(lane.resting, self)
         self._arriving: list[bytes] | None = None  # the body of a request that may take the lane
+        self._is_between = True  # nothing of a request has been read that is not whole
+        self._piece = b""  # what is being read, if a request begins with it
+        self._repeated: Repeated | None = None  # the head of the request that was the last piece, and all of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.reply is not None:
-            self.reply.left()
+        for cycle in (self._ahead, self.cycle):
+            if type(cycle) is _Reply:
+                cycle.left()
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
+        repeated, self._repeated = self._repeated, None
+        if repeated is not None and self._is_free() and (body := repeated.body_of(data)):
+            self._unset_keepalive_if_required()
+            if self._take(repeated.path, repeated.headers, body, keep_alive=repeated.keep_alive):
+                self._repeated = repeated
+                return
+        self._piece = data if self._is_between else b""
         super().data_received(data)
+        self._piece = b""
         if self._arriving is not None:
             self._step_aside()  # the rest of the body is yet to come
 
@@ -143,22 +165,37 @@ class LaneConnection(Connection):
     def is_answered(self) -> bool:
         return self._arriving is None and super().is_answered()
 
+    def on_message_begin(self) -> None:
+        """Like uvicorn's, but for the scope, which only ASGI needs."""
+        self._in_headers, self._is_between = True, False
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
     def start_request(self) -> None:
         if self._may_take():
             self._arriving = []
         else:
-            super().start_request()
+            self._start_asgi()
+
+    def _start_asgi(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self._in_headers = False
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers  # which is the list of the new scope
+        super().start_request()
+
+    def _is_free(self) -> bool:
+        cycle: Any = self.cycle  # typed as if there were always one
+        return (cycle is None or cycle.response_complete) and not self.flow.write_paused
 
     def _may_take(self) -> bool:
         parser = self.parser
-        cycle: Any = self.cycle  # typed as if there were always one
         return (
-            (cycle is None or cycle.response_complete)
+            self._is_free()
             and self.url in self._paths
             and parser.get_method() == b"POST"
             and not self.pipeline
             and not self.expect_100_continue
-            and not self.flow.write_paused
             and not parser.should_upgrade()
             and parser.get_http_version() == "1.1"
         )
@@ -170,36 +207,44 @@ class LaneConnection(Connection):
             self._arriving.append(body)
 
     def on_message_complete(self) -> None:
-        if self._arriving is None:
+        self._is_between = True
+        arriving = self._arriving
+        if arriving is None:
             super().on_message_complete()
-        elif not self._take():
+            return
+        path, headers = self._paths[self.url], dict(self.headers)
+        body = arriving[0] if len(arriving) == 1 else b"".join(arriving)
+        keep_alive = self.parser.should_keep_alive()
+        if b"content-length" in headers and self._take(path, headers, body, keep_alive=keep_alive):
+            self._arriving = None
+            if self._piece:
+                self._repeated = Repeated.of(self._piece, len(body), path, headers, keep_alive=keep_alive)
+        else:
             self._step_aside()
             super().on_message_complete()
 
-    def _take(self) -> bool:
+    def _take(self, path: str, headers: Mapping[bytes, bytes], body: bytes, *, keep_alive: bool) -> bool:
         """Hand the request over; False when it is not for the lane."""
-        calls, arriving = self.calls, self._arriving
-        assert arriving is not None, "it was begun"
-        headers: dict[bytes, bytes] = dict(self.headers)
-        body = arriving[0] if len(arriving) == 1 else b"".join(arriving)
+        calls = self.calls
         if not 0 < len(body) <= min(LANE_BODY_BYTES_MAX, calls.body_bytes_max):
             return False
-        if b"content-length" not in headers or b"expect" in headers or calls.is_draining:
+        if b"expect" in headers or calls.is_draining:
             return False
-        now, path = calls.clock(), self._paths[self.url]
-        if calls.why_not(calls.doors[path], len(body), now, len(calls)) or calls.denied(path, body) is not None:
+        now, door = calls.clock(), calls.doors[path]
+        if calls.why_not(door, len(body), now, len(calls)) or calls.denied(path, body) is not None:
             return False
         try:
             timeout = calls.timeout_of(headers)
         except Refusal:
             return False
-        self._arriving = None
-        self.reply = reply = _Reply(self, path, headers, now)
-        self.cycle = reply  # type: ignore[assignment]  # it stands in for one
+        reply = _Reply(path, door, headers, now)
+        reply.connection, reply.keep_alive = self, keep_alive
+        reply.response_complete = reply.disconnected = False
         reply.body, reply.size = body, len(body)
+        self.cycle = reply  # type: ignore[assignment]  # it stands in for one
         calls.hold(reply)
         try:
-            calls.submit(reply, headers, timeout)
+            calls.submit(reply, headers, timeout, now)
         except Exception as error:
             reply.write(calls.refuse(reply, calls.fault(reply, error)))
         return True
@@ -207,6 +252,37 @@ class LaneConnection(Connection):
     def _step_aside(self) -> None:
         """Let ASGI have what has come so far."""
         arriving, self._arriving = self._arriving or [], None
-        super().start_request()
+        self._start_asgi()
         for body in arriving:
             super().on_body(body)
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def say_ok(self, reply: _Reply, payload: Payload) -> None:
+        """The same bytes as `_Reply.write` would make of it, for the answer that nearly all get."""
+        head = self._heads.of(reply.path, self.server_state.default_headers)
+        size = len(payload)
+        line = b"%s\r\ncontent-length: %d\r\n\r\n" if reply.keep_alive else _LAST_LINES
+        start = head + line % (reply.request_id, size)
+        if size <= COPIED_BYTES_MAX:
+            self.transport.write(b"".join((start, payload)))
+        else:
+            self.transport.write(start)
+            self.transport.write(payload)
+        self.answered(reply)
+
+    def answered(self, reply: _Reply) -> None:
+        """What uvicorn does then, but for the timers of every connection that nothing is wrong with."""
+        if not reply.keep_alive:
+            self.transport.close()
+        if not reply.keep_alive or self.pipeline or self.flow.read_paused or self.flow.write_paused:
+            self.on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        self._unset_keepalive_if_required()
+        self._rest.begin()
+        self.timeout_keep_alive_task = self._rest  # type: ignore[assignment]  # of which uvicorn wants `cancel` alone
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._watch_reader()  # an answer may be left that nobody reads
+        super().timeout_keep_alive_handler()

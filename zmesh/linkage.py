@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from random import SystemRandom
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from zmesh import logs
 from zmesh.config import Limits, Plan
@@ -193,8 +193,9 @@ class BrokerLink:
         match effect:
             case Answer(requests, statuses, payloads):
                 for request, status, payload in zip(requests, statuses, payloads, strict=True):
+                    done: Any = request.ticket
                     try:
-                        cast(Done, request.ticket)(status, payload)
+                        done(status, payload)
                     except Exception:  # one who cannot take its answer leaves the others theirs
                         logger.exception("the answer to task %d could not be delivered", request.id)
             case Transmit(session, message):

@@ -45,6 +45,7 @@ MIME_TYPE = re.compile(r"[!-~]+/[!-~]+( *;[ -~]*)?")  # it becomes a header
 DOCUMENT_SECONDS = 30.0
 FAILURE_CHARACTERS_MAX = 64 * 1024
 GOODBYE_MS = 500  # for the last words to leave after the loop
+AGENT_SECONDS = 0.02  # how long a word of the agent may wait while one batch follows another
 
 log = logging.getLogger("zmesh.worker")
 
@@ -239,13 +240,16 @@ class WorkerLoop:
         self._connect_at: float | None = monotonic()
         self._next: Run | None = None
         self._unheard: list[Heard | LinkLost] = []  # came while `forward` ran, and waits for its end
+        self._ask_agent_at = 0.0  # at once when the poller says that the pipe is readable
         self._left: Leave | None = None
         self._owes_ready, self._is_ready = False, False
 
     def run(self) -> Leave:
         while self._left is None:
             if self._next is None and not self._unheard:
-                self._poller.wait(self._line.patience(self._session.next_wakeup(), self._connect_at))
+                ready = self._poller.wait(self._line.patience(self._session.next_wakeup(), self._connect_at))
+                if self._pipe.fd in ready:
+                    self._ask_agent_at = 0.0
             self._listen()
             if self._next is not None and self._left is None:
                 self._run()
@@ -282,6 +286,9 @@ class WorkerLoop:
                 self._handle(event)
 
     def _commands(self) -> list[SessionEvent]:
+        if (now := monotonic()) < self._ask_agent_at:
+            return []
+        self._ask_agent_at = now + AGENT_SECONDS
         lines = self._pipe.receive()
         if lines is None:
             os._exit(1)  # our agent is gone, and we with it

@@ -45,6 +45,9 @@ __all__ = [
 Frames: TypeAlias = list[Payload]
 COPY_BYTES_MIN = 65536  # from this size on a frame is handed to libzmq and back without a copy
 IPC_PATH_BYTES_MAX = 107
+# Plain ints: to combine members of zmq's enums costs more than many a call into the library.
+AT_ONCE, AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+HAS_MORE, EVENTS, READABLE, WRITABLE = int(zmq.RCVMORE), int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
 LIBRARY_OLDEST = (4, 3, 5)  # older ones have holes that an unauthenticated peer can use
 
 
@@ -264,7 +267,7 @@ class _Endpoint:
 
     def pending(self) -> bool:
         """Whether something is there to receive. Uses up the descriptor's signal, as every call does."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(int(self._socket.getsockopt(EVENTS)) & READABLE)
 
     def close(self, linger_ms: int = 0) -> None:
         if self._monitor is not None:
@@ -274,17 +277,16 @@ class _Endpoint:
 
     def _receive(self, leading: int) -> Frames | None:
         """The next message. Its `leading` frames are copied, the rest are payloads of a frame each."""
-        socket = self._socket
-        receive, option, more = socket.recv, socket.getsockopt, zmq.RCVMORE
+        receive, option = self._socket.recv, self._socket.getsockopt
         try:
-            frames: Frames = [receive(zmq.NOBLOCK)]
+            frames: Frames = [receive(AT_ONCE)]
         except zmq.Again:
             return None
-        while option(more):
+        while len(frames) < leading or option(HAS_MORE):
             if len(frames) < leading:
-                frames.append(receive(zmq.NOBLOCK))
+                frames.append(receive(AT_ONCE))
             else:
-                frames.append(receive(zmq.NOBLOCK, copy=False).buffer)
+                frames.append(receive(AT_ONCE, copy=False).buffer)
         return frames
 
 
@@ -318,7 +320,7 @@ class Router(_Endpoint):
         """All frames or none of them, without waiting."""
         send = self._socket.send
         try:
-            send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
+            send(routing_id, AND_MORE)
         except zmq.Again:
             return Sent.FULL
         except zmq.ZMQError as error:
@@ -348,15 +350,14 @@ class Dealer(_Endpoint):
 
     def disconnected(self) -> bool:
         """Whether nobody is at the other end at this moment."""
-        return not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT
+        return not int(self._socket.getsockopt(EVENTS)) & WRITABLE
 
 
 def _send_all(socket: zmq.Socket[bytes], frames: Sequence[Payload]) -> None:
     """The frames of one message; the first was allowed, so libzmq takes the rest of them too."""
     last = len(frames) - 1
     for index, frame in enumerate(frames):
-        flags = zmq.NOBLOCK | (zmq.SNDMORE if index < last else 0)
-        socket.send(frame, flags, copy=len(frame) < COPY_BYTES_MIN)
+        socket.send(frame, AND_MORE if index < last else AT_ONCE, copy=len(frame) < COPY_BYTES_MIN)
 
 
 class Poller:
@@ -372,7 +373,8 @@ class Poller:
         self._poller.unregister(thing if isinstance(thing, int) else thing._socket)
 
     def wait(self, seconds: float | None) -> set[int]:
-        """The descriptors (a socket's is its `fd`) that are readable, within `seconds` (rounded up to a whole ms)."""
+        """Wait until something is readable, for `seconds` (rounded up to a whole ms) at most: which plain descriptors
+        are. A socket's owner asks the socket."""
         timeout = None if seconds is None else max(0, -int(-seconds * 1000 // 1))
         ready = self._poller.poll(timeout)
-        return {thing if isinstance(thing, int) else int(thing.getsockopt(zmq.FD)) for thing, _ in ready}
+        return {thing for thing, _ in ready if isinstance(thing, int)}

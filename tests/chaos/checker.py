@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 from math import log2
 from typing import NamedTuple
@@ -76,7 +76,7 @@ class Violation(NamedTuple):
 
 
 class Times:
-    """Faults by time, and how late the clients were."""
+    """Faults by time, how late the clients were, and how many requests were open."""
 
     def __init__(self, history: History) -> None:
         self._faults = history.faults
@@ -84,6 +84,7 @@ class Times:
         self._longest = max((fault.over - fault.at for fault in history.faults), default=0.0)
         self._lateness = sorted(history.lateness)
         self._late_at = [at for at, _ in self._lateness]
+        self.crowd = Crowd(history, self.heard_by_all)
 
     def overlapping(self, since: float, until: float, echo: float = ECHO_SECONDS) -> list[Fault]:
         """Those that had an effect at some time between the two."""
@@ -125,7 +126,7 @@ class Times:
 class Crowd:
     """How many requests were open, moment by moment; and how many a queue may hold."""
 
-    def __init__(self, history: History, times: Times) -> None:
+    def __init__(self, history: History, heard_by_all: Callable[[float], float]) -> None:
         self._capacity = history.settings.get("capacity", 1024)
         steps: list[tuple[float, int]] = []
         for request in history.requests.values():
@@ -133,7 +134,7 @@ class Crowd:
             if status == 429:
                 continue  # nobody held it
             is_told = status and status != 408
-            known = request.done if is_told else times.heard_by_all(request.done) + LEFT_SECONDS
+            known = request.done if is_told else heard_by_all(request.done) + LEFT_SECONDS
             steps += ((request.sent, 1), (known, -1))
         steps.sort()
         self._at = [at for at, _ in steps]
@@ -149,8 +150,7 @@ def check(history: History) -> list[Violation]:
     from tests.chaos.checker_mesh import check_mesh
 
     times = Times(history)
-    crowd = Crowd(history, times)
-    found = [violation for request in history.requests.values() for violation in check_request(request, times, crowd)]
+    found = [violation for request in history.requests.values() for violation in check_request(request, times)]
     found += [Violation("I2", one["t"], one["t"], f"an answer that nobody asked for: {one}") for one in history.extras]
     found += [Violation("I3", one["t"], one["t"], f"about a nonce never sent: {one}") for one in history.strangers]
     found += check_charges(history)
@@ -158,14 +158,14 @@ def check(history: History) -> list[Violation]:
     return sorted(found, key=lambda violation: violation.at)
 
 
-def check_request(request: Request, times: Times, crowd: Crowd) -> Iterator[Violation]:
+def check_request(request: Request, times: Times) -> Iterator[Violation]:
     since, until = request.sent, request.done
 
     def violated(invariant: str, text: str) -> Violation:
         return Violation(invariant, since, until, f"request {request.nonce} to {request.route}: {text}")
 
     if request.left is None:
-        yield from (violated(*words) for words in _outcome(request, times, crowd))
+        yield from (violated(*words) for words in _outcome(request, times))
     for again in request.answers[1:]:
         yield violated("I2", f"another answer, {again.status}, {again.at - until:.3f} s after the first")
     if request.runs:
@@ -180,7 +180,7 @@ def check_request(request: Request, times: Times, crowd: Crowd) -> Iterator[Viol
             yield violated("I11", f"began at {batch.stage} {late:.3f} s after its client left")
 
 
-def _outcome(request: Request, times: Times, crowd: Crowd) -> Iterator[tuple[str, str]]:
+def _outcome(request: Request, times: Times) -> Iterator[tuple[str, str]]:
     if not request.answers:
         how = "its connection broke" if request.broken is not None else "it has no answer"
         yield "I1", f"{how}, {request.done - request.sent:.3f} s after it was sent"
@@ -193,7 +193,7 @@ def _outcome(request: Request, times: Times, crowd: Crowd) -> Iterator[tuple[str
             yield "I8", "a poison was answered 200"
         elif (answer.nonce, answer.answer) != (request.nonce, 2 * request.nonce + 1):
             yield "I3", f"the answer has nonce {answer.nonce} and result {answer.answer}"
-    elif (invariant := _unexplained(request, answer, times, crowd)) is not None:
+    elif (invariant := _unexplained(request, answer, times)) is not None:
         yield invariant, f"{answer.status} {answer.text!r} after {answer.at - request.sent:.3f} s, unexplained"
     stopped = max(times.stopped_across("stop-gateway", moment) for moment in (request.sent, request.deadline))
     allowed = LATE_SECONDS + times.late(answer.at) + stopped
@@ -205,7 +205,7 @@ def _outcome(request: Request, times: Times, crowd: Crowd) -> Iterator[tuple[str
             yield "I8", f"a poison in a group of {group} ended {kills} workers"
 
 
-def _unexplained(request: Request, answer: Answer, times: Times, crowd: Crowd) -> str | None:
+def _unexplained(request: Request, answer: Answer, times: Times) -> str | None:
     """The invariant that this answer violates, if it does."""
     since, until = request.sent, answer.at
     match answer.status:
@@ -213,7 +213,7 @@ def _unexplained(request: Request, answer: Answer, times: Times, crowd: Crowd) -
             is_due = answer.at >= request.deadline - LATE_SECONDS
             return None if is_due and times.cost(request) >= request.timeout else "I1"
         case 429:
-            return None if crowd.was_full(since - SHUT_SECONDS, until) else "I1"
+            return None if times.crowd.was_full(since - SHUT_SECONDS, until) else "I1"
         case 500 if "outcome unknown" in answer.text:
             is_known = request.route != "/once" or not times.any(STOPS | ENDINGS, since, until)
             return "I1" if is_known else None

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import ZMESH, Answer, RunningMesh, running, wait_until
+from tests.harness import PROGRAMS, ZMESH, Answer, RunningMesh, running, wait_until
 from zmesh.transport import private_directory
 
 APP = Path(__file__).parent / "apps" / "moody.py"
@@ -93,7 +93,7 @@ def test_nothing_is_left_after_sigterm(tmp_path: Path):
     with running(APP, "--path", str(tmp_path / "s")) as mesh:
         helper = ask(mesh, helper=True)["helper"]
         family = [*children(mesh.process.pid), helper]
-        assert len(family) == 5
+        assert len(family) == PROGRAMS + 3 + 1
         assert mesh.stop() == 0
         assert not any(map(is_alive, family))
         assert not (tmp_path / "s").exists()
@@ -176,7 +176,7 @@ def test_sigint_twice_ends_it_now():
 
 def test_sigterm_while_it_starts_ends_it_at_once():
     with running(APP, env={"MOOD": "slow"}, ready=False) as mesh:
-        wait_until(lambda: mesh.process.poll() is None and len(children(mesh.process.pid)) == 4)
+        wait_until(lambda: mesh.process.poll() is None and len(children(mesh.process.pid)) == PROGRAMS + 3)
         started = time.monotonic()
         assert mesh.stop() == 0
         assert time.monotonic() - started < 5
@@ -273,5 +273,5 @@ def test_a_socket_directory_in_use_is_one_readable_line(tmp_path: Path):
 def test_only_the_stages_asked_for_are_started():
     with running(APP, "--stage", "Moody:1", ready=False) as mesh:
         wait_until(lambda: "try it" in mesh.log())
-        assert len(children(mesh.process.pid)) == 2
+        assert len(children(mesh.process.pid)) == PROGRAMS + 1
         assert ask(mesh)["env"] == "one"

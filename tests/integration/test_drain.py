@@ -103,6 +103,7 @@ def test_a_broker_alone_is_drained_by_its_agent() -> None:
     with loopback_hosts() as (host, _):
         bind = f"tcp://127.0.0.1:{free_ports(3)}"
         with host.program("broker", APP, "--bind", bind) as broker:
+            wait_until(lambda: "is ready on" in broker.log())
             drained = zmesh_drain("--connect", bind, "--drain-timeout", 5000)
             assert (drained.returncode, drained.stdout) == (0, f"the mesh at {bind} has left\n"), drained.stderr
             assert broker.process.wait(5) == 0, broker.log()

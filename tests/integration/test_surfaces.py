@@ -2,6 +2,7 @@
 
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.harness import REPOSITORY, running, wait_until
@@ -29,8 +30,9 @@ def test_every_page_of_the_gateway_answers() -> None:
         assert mesh.get("/docs").status == 404
 
 
-def test_a_request_that_arrives_before_any_worker_is_held_and_answered() -> None:
-    with running(APPS / "slow_start.py", "--timeout", "30000", ready=False) as mesh:
+def test_a_request_that_arrives_before_any_worker_is_held_and_answered(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with running(APPS / "slow_start.py", "--timeout", "30000", ready=False, env={"GO": str(go)}) as mesh:
 
         def listening() -> bool:
             try:
@@ -41,7 +43,11 @@ def test_a_request_that_arrives_before_any_worker_is_held_and_answered() -> None
         wait_until(listening)
         assert mesh.get("/readyz").status == 503
         assert mesh.get("/readyz").json()["ready"] is False
-        answer = mesh.post("/inference", b'{"x": 1}')
+        with ThreadPoolExecutor() as asking:
+            held = asking.submit(mesh.post, "/inference", b'{"x": 1}')
+            wait_until(lambda: any(stage["queued"] for stage in mesh.mesh()["stages"]), what="a request that waits")
+            go.touch()
+            answer = held.result()
         assert (answer.status, answer.json()) == (200, {"x": 1})
 
 

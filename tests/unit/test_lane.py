@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.unit.test_gateway import PLAN, Clock, FakeBroker, bounded, serving, u
 from zmesh import asgi, connection, lane
 from zmesh.config import Settings
 from zmesh.gateway import Gateway, make_app
-from zmesh.lane import LANE_BODY_BYTES_MAX
+from zmesh.lane import LANE_BODY_BYTES_MAX, LaneConnection
 from zmesh.messages import Message, SessionId, Status, Submit, TaskId
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,9 @@ class Side:
     async def start(lane: str, **given: Any) -> Side:
         broker = given.pop("broker", None) or Judge(None)
         gateway = Gateway(PLAN, Settings(max_request_size=BODY_BYTES_MAX, lane=lane), broker, clock=Clock(), **given)
-        return Side(gateway, broker, *await serving(gateway))
+        side = Side(gateway, broker, *await serving(gateway))
+        SIDES.append(side)
+        return side
 
     async def stop(self) -> None:
         self.gateway.start_drain(1)
@@ -77,6 +79,27 @@ class Side:
         answers = dict(counts.answers)
         counts.answers.clear()
         return answers, counts.in_flight, len(self.gateway.calls)
+
+
+SIDES: list[Side] = []  # of the test that runs
+
+
+def play(main: Coroutine[Any, Any, None]) -> None:
+    """Run a test that fails at once when it fails: a loop with an open server is not closed."""
+
+    async def bounded() -> None:
+        SIDES.clear()
+        try:
+            await main
+        except BaseException:
+            for side in SIDES:
+                side.task.cancel()
+                side.gateway._server.abort()
+                for server in side.gateway._server.servers:
+                    server.close()
+            raise
+
+    uvloop.run(bounded())
 
 
 @contextmanager
@@ -149,6 +172,14 @@ ASKED = st.builds(
 )
 
 
+def alike(asked: Asked, others: list[tuple[int, bytes]]) -> list[Asked]:
+    """Requests with the same headers but for the length."""
+    return [asked, *(replace(asked, size=size, verdict=verdict) for size, verdict in others)]
+
+
+AGAIN = st.builds(alike, ASKED, st.lists(st.tuples(SIZES, st.sampled_from([*OUTCOMES])), min_size=1, max_size=3))
+
+
 def post(body: bytes) -> bytes:
     return b"POST /inference HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
@@ -202,11 +233,13 @@ def test_both_ways_give_the_same_answers_and_leave_the_same_counts(monkeypatch: 
         fast, slow = run(both())
 
         @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-        @given(st.lists(ASKED, min_size=1, max_size=3), st.booleans())
+        @given(st.lists(ASKED, min_size=1, max_size=3) | AGAIN, st.booleans())
         @example([Asked()], False)
         @example([Asked(verdict=b"p"), Asked(verdict=b"p"), Asked()], True)
         @example([Asked(cuts=(0.99,)), Asked()], False)
         @example([Asked(headers=(("connection", "close"),)), Asked()], True)
+        @example([Asked(), Asked(size=70), Asked(verdict=b"p"), Asked(verdict=b"p"), Asked(size=0), Asked()], False)
+        @example([Asked(), Asked(cuts=(0.5,)), Asked(), Asked(is_chunked=True), Asked(), Asked(size=2)], False)
         def check(asked: list[Asked], is_pipelined: bool) -> None:
             requests = [*(one.pieces() for one in asked), [LAST]]
             if is_pipelined and sum(one.size for one in asked) < 1000:  # it is read in one piece
@@ -243,7 +276,7 @@ def test_what_cannot_be_a_request_ends_both_ways_alike(before: bytes):
             await side.stop()
         assert said[0] == said[1]
 
-    uvloop.run(main())
+    play(main())
 
 
 @pytest.mark.timeout(20)
@@ -263,7 +296,7 @@ def test_both_ways_hold_as_many_requests(monkeypatch):
         await side.stop()
 
     for how in ("fast", "asgi"):
-        uvloop.run(main(how))
+        play(main(how))
 
 
 @pytest.mark.parametrize("lane", ["fast", "asgi"])
@@ -276,7 +309,7 @@ def test_a_mistake_of_ours_is_500_and_leaves_nothing(lane: str, monkeypatch):
         assert side.counts()[1:] == (0, 0)
         await side.stop()
 
-    uvloop.run(main())
+    play(main())
 
 
 # ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -294,7 +327,50 @@ def test_a_small_request_takes_the_lane_and_starts_no_task():
         writer.close()
         await side.stop()
 
-    uvloop.run(main())
+    play(main())
+
+
+def test_a_head_that_is_said_again_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch):
+    parsed: list[bytes] = []
+    monkeypatch.setattr(LaneConnection, "on_url", lambda self, url: parsed.append(url) or setattr(self, "url", url))
+
+    async def main() -> None:
+        side = await Side.start(lane="fast")
+        assert (await ask(side.port, [POST], [post(b"longer")], [post(b"x" * 70)], [LAST])).count(b"result") == 3
+        assert [bytes(row[1]) for row in side.broker.rows] == [b"x", b"longer", b"x" * 70]
+        assert parsed == [b"/inference", b"/livez"]
+        await side.stop()
+
+    play(main())
+
+
+def test_a_head_that_is_said_again_too_early_waits_for_its_turn():
+    async def main() -> None:
+        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        asking = asyncio.ensure_future(ask(side.port, [POST], [post(b"second")], [LAST]))
+        reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
+        writer.write(POST)
+        await until(lambda: len(side.broker.rows) == 2)
+        (early,) = [one for one in side.gateway._server.server_state.connections if one.client == peer(writer)]
+        writer.write(post(b"second"))
+        await until(lambda: early.pipeline)
+        for submit in list(side.broker.submits):
+            side.broker.reply(submit.columns.ids, Status.OK, b"finished")
+        await until(lambda: len(side.broker.rows) == 4)
+        for submit in side.broker.submits[-2:]:
+            side.broker.reply(submit.columns.ids, Status.OK, b"and again")
+        said = await reader.readuntil(b"and again")
+        assert said.index(b"finished") < said.index(b"and again")
+        assert (await asking).count(b"and again") == 1
+        writer.close()
+        await side.stop()
+
+    play(main())
+
+
+def peer(writer: asyncio.StreamWriter) -> Any:
+    """As its server sees it."""
+    return writer.get_extra_info("sockname")
 
 
 def test_a_users_middleware_closes_the_lane():
@@ -311,7 +387,7 @@ def test_a_users_middleware_closes_the_lane():
         assert b"200 OK" in await ask(side.port, [POST + LAST])
         await side.stop()
 
-    uvloop.run(main())
+    play(main())
     assert seen == ["/inference", "/livez"]
 
 
@@ -327,7 +403,7 @@ def test_a_client_that_leaves_takes_its_task_with_it():
         side.broker.reply(side.broker.submits[0].columns.ids, Status.OK, b"too late")
         await side.stop()
 
-    uvloop.run(main())
+    play(main())
 
 
 @pytest.mark.timeout(20)
@@ -348,7 +424,7 @@ def test_the_time_of_an_idle_connection_does_not_run_while_a_request_waits():
         side.gateway.start_drain(0)
         await side.task
 
-    uvloop.run(main())
+    play(main())
 
 
 def test_an_idle_connection_does_not_keep_the_body_of_its_last_request():
@@ -362,7 +438,7 @@ def test_an_idle_connection_does_not_keep_the_body_of_its_last_request():
         writer.close()
         await side.stop()
 
-    uvloop.run(main())
+    play(main())
 
 
 def test_a_request_whose_body_is_late_is_not_timed_like_an_idle_connection():
@@ -380,7 +456,7 @@ def test_a_request_whose_body_is_late_is_not_timed_like_an_idle_connection():
         writer.close()
         await side.stop()
 
-    uvloop.run(main())
+    play(main())
 
 
 def test_a_drain_that_expires_answers_503_and_closes_whatever_another_client_pipelined():
@@ -395,7 +471,7 @@ def test_a_drain_that_expires_answers_503_and_closes_whatever_another_client_pip
         assert said.startswith(b"HTTP/1.1 503 ") and b"connection: close\r\n" in said
         assert await side.task is False
 
-    uvloop.run(main())
+    play(main())
 
 
 @pytest.mark.parametrize(

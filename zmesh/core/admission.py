@@ -41,6 +41,16 @@ class Room:
         self.own_bytes += size
         self.mesh_bytes += size
 
+    def has_for(self, tasks: int, size: int) -> bool:
+        """Whether so many tasks, of so many bytes together, are surely all admitted."""
+        limits = self.limits
+        return (
+            self.queue_tasks + tasks <= limits.queue_tasks_max
+            and self.queue_bytes + size <= limits.queue_bytes_max
+            and self.mesh_tasks + tasks <= limits.mesh_tasks_max
+            and self.mesh_bytes + size <= limits.mesh_bytes_max
+        )
+
     def refusal(self, size: int) -> str | None:
         """Why a task of `size` bytes is refused now, in words for the client; None admits it.
 

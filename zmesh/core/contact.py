@@ -37,6 +37,7 @@ class Step(Enum):
 
 
 _AWAY, _GREETING, _JOINED, _LEFT = ContactState
+_TALKING = (_JOINED, _GREETING)
 STEPS: Mapping[Step, Mapping[ContactState, ContactState]] = {
     Step.STARTED: {_AWAY: _GREETING, _GREETING: _GREETING, _JOINED: _GREETING},
     Step.WELCOMED: {_AWAY: _AWAY, _GREETING: _JOINED, _JOINED: _JOINED},
@@ -66,7 +67,7 @@ class Contact:
 
     @property
     def joined(self) -> bool:
-        return self.state is ContactState.JOINED
+        return self.state is _JOINED
 
     def turn(self, now: float) -> None:
         """A turn begins. If there was none for long we did not run, and silence in that time proves nothing."""
@@ -123,13 +124,10 @@ class Contact:
         self.speak_at = now + self.heartbeat_seconds
 
     def is_silent(self, now: float) -> bool:
-        return self._is_talking() and now >= self.heard_at + self.dead_seconds
+        return now >= self.heard_at + self.dead_seconds and self.state in _TALKING
 
     def wakeup(self) -> float:
-        return min(self.speak_at, self.heard_at + self.dead_seconds) if self._is_talking() else inf
-
-    def _is_talking(self) -> bool:
-        return self.state in (ContactState.GREETING, ContactState.JOINED)
+        return min(self.speak_at, self.heard_at + self.dead_seconds) if self.state in _TALKING else inf
 
     def parts(self, payloads: Sequence[Payload]) -> list[slice]:
         """Cut rows into messages that the broker takes, in order."""

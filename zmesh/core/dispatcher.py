@@ -20,7 +20,7 @@ from zmesh.core.events import DispatcherEvent
 from zmesh.core.mesh import Mesh
 from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import Choice, StageRecord
-from zmesh.core.tasks import Step, Task
+from zmesh.core.tasks import Step, Task, take_together
 from zmesh.core.workers import Lease
 from zmesh.messages import Columns, LeaseId, PeerId, Status, TaskId, Tasks
 
@@ -119,7 +119,9 @@ class Dispatcher:
 
     def _hand_out(self, stage: StageRecord) -> None:
         """The only place where work is handed out."""
-        while (choice := stage.choose(self.mesh.now)) is not None:
+        stage.wake = None
+        queue = stage.queue
+        while (queue.waiting or queue.suspects) and (choice := stage.choose(self.mesh.now)) is not None:
             batch = self._cut(stage, choice)
             wanted = self._still_wanted(stage, batch)
             if wanted:
@@ -153,14 +155,14 @@ class Dispatcher:
             stage.overdue_at = stage.kill_at(lease, mesh.limits)
         stage.leased += len(batch)
         stage.count_lease(batch, choice.reason, now)
+        take_together(batch, Step.LEASE)
         for task in batch:
-            task.take(Step.LEASE)
             task.lease = lease
         contexts = [task.context for task in batch]
         columns = Columns(
             [task.id for task in batch],
             [task.route.flags[task.hop] for task in batch],
-            [max(1, int((task.deadline - now) * 1000)) for task in batch],
+            [ms if (ms := int((task.deadline - now) * 1000)) > 0 else 1 for task in batch],
             [task.attempt for task in batch],
             [task.kind for task in batch],
             [task.payload for task in batch],

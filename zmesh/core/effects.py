@@ -6,11 +6,10 @@ The Dispatcher asks for `Send`, `Forget` and `Report`; a Link and a Session for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from zmesh.core.events import Address
-from zmesh.messages import Columns, LeaseId, Message, Payload, SessionId
+from zmesh.messages import Columns, LeaseId, Message, Payload, SessionId, value
 
 if TYPE_CHECKING:
     from zmesh.core.link import Request
@@ -30,7 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Send `message` to the peer at `address`, without waiting."""
 
@@ -39,14 +38,14 @@ class Send:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forget:
     """Drop whatever is parked for this address; its session is closed."""
 
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Report:
     """Log one readable line; `level` is debug, info, warning or error."""
 
@@ -54,7 +53,7 @@ class Report:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Transmit:
     """Send `message` to the broker, without waiting; keep the order."""
 
@@ -62,14 +61,14 @@ class Transmit:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reconnect:
     """Close the socket and make a new one after `after_seconds`, then say `Started`."""
 
     after_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Leave:
     """Everything is done: close the socket and end, with this reason for the log and this exit code."""
 
@@ -77,7 +76,7 @@ class Leave:
     exit_code: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """Terminal outcomes: row `i` of every list belongs to `requests[i]`."""
 
@@ -86,7 +85,7 @@ class Answer:
     payloads: list[Payload]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Run:
     """Run this lease now. `deadlines` are on the listener's clock; a row in `skipped` was cancelled while it waited."""
 

@@ -7,7 +7,6 @@ An event carries the message as it was decoded; whether its sender may say such 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from zmesh.messages import (
@@ -25,6 +24,7 @@ from zmesh.messages import (
     Stats,
     Submit,
     TaskId,
+    value,
 )
 
 if TYPE_CHECKING:
@@ -63,27 +63,27 @@ Address: TypeAlias = tuple[int, bytes]
 """Where a peer is heard: (socket, routing id). Socket 0 is the front, i + 1 stage i, -1 a gateway in this process."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerGreeted:
     address: Address
     message: Hello
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CreditGranted:
     address: Address
     session: SessionId
     message: Credit
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TasksSubmitted:
     address: Address
     session: SessionId
     message: Submit
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BatchFinished:
     """Some or all rows of a lease have a status."""
 
@@ -92,49 +92,49 @@ class BatchFinished:
     message: Results
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TasksCancelled:
     address: Address
     session: SessionId
     message: Cancel
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerBeat:
     address: Address
     session: SessionId
     message: Heartbeat
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WorkerExited:
     address: Address
     session: SessionId
     message: Exited
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DrainAsked:
     address: Address
     session: SessionId
     message: Drain
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerLeft:
     address: Address
     session: SessionId
     message: Goodbye
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StatsAsked:
     address: Address
     session: SessionId
     message: Stats
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MessageBroken:
     """Something arrived that is not a message, or not one a broker may be told."""
 
@@ -142,21 +142,21 @@ class MessageBroken:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerUnreachable:
     """A send found nobody there (EHOSTUNREACH): the connection is gone, the process perhaps not."""
 
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ConnectionLost:
     """One of the connections of this socket (numbered as in `Address`) ended, and nobody can say whose it was."""
 
     socket: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendFailed:
     """This message was parked for a peer that does not read, and given up."""
 
@@ -164,19 +164,19 @@ class SendFailed:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stalled:
     """The listener itself did not run for `gap_seconds`; silence in that time proves nothing about others."""
 
     gap_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Tick:
     """Nothing happened but time."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Heard:
     """To a Link or a Session: the broker said something."""
 
@@ -184,19 +184,19 @@ class Heard:
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Started:
     """To a Link or a Session: a fresh socket is connected, introduce yourself."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestsAccepted:
     """To a Link: requests that the gateway accepted in one turn of its loop."""
 
     requests: list[Request]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestsAbandoned:
     """To a Link: nobody waits for these any more."""
 
@@ -204,12 +204,12 @@ class RequestsAbandoned:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinkLost:
     """To a Link or a Session: the socket to the broker is gone."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RowsFinished:
     """To a Session: rows of the running lease have a status. The lease ends with its last row."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Set
 
 from zmesh.core.admission import Room
 from zmesh.core.events import TasksCancelled, TasksSubmitted
@@ -27,7 +27,6 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
         return
     submit = event.message
     mesh.acknowledge(gateway, submit.handled)
-    mesh.owed[gateway.session] = gateway
     # These answers were said in this session already, or will be, so nothing is said twice here.
     answered = gateway.answered() if submit.again else NOBODY
     is_in_doubt = submit.again and gateway.was_given_up  # it may have run already
@@ -48,19 +47,22 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
         _admit(mesh, gateway, route, submit, answered)
 
 
-def _refuse(
-    mesh: Mesh, gateway: Gateway, submit: Submit, answered: Container[TaskId], status: Status, text: str
-) -> None:
+def _refuse(mesh: Mesh, gateway: Gateway, submit: Submit, answered: Set[TaskId], status: Status, text: str) -> None:
     for task_id, left in zip(submit.columns.ids, submit.columns.remaining_ms, strict=True):
         if task_id not in mesh.tasks and task_id not in answered:
-            gateway.refuse(task_id, status, text, mesh.now + left / 1000)
+            mesh.refuse(gateway, task_id, status, text, mesh.now + left / 1000)
 
 
-def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered: Container[TaskId]) -> None:
+def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered: Set[TaskId]) -> None:
     stage, columns, now, tasks = mesh.stages[route.stages[0]], submit.columns, mesh.now, mesh.tasks
     contexts = columns.contexts or [None] * len(columns.ids)
-    admitted: list[Task] = []
     room = _room(mesh, gateway, stage)
+    if columns.ids and not answered and tasks.keys().isdisjoint(columns.ids):
+        size = sum(map(len, columns.payloads))
+        if submit.again or room.has_for(len(columns.ids), size):  # nearly always
+            _admit_all(mesh, gateway, route, submit, size)
+            return
+    admitted: list[Task] = []
     for task_id, left, kind, payload, context in zip(
         columns.ids, columns.remaining_ms, columns.kinds, columns.payloads, contexts, strict=True
     ):
@@ -69,7 +71,7 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered:
         size = len(payload)
         if not submit.again and (reason := room.refusal(size)) is not None:
             stage.counts.shed += 1
-            gateway.refuse(task_id, Status.SHED, reason, now + left / 1000)
+            mesh.refuse(gateway, task_id, Status.SHED, reason, now + left / 1000)
             continue
         room.take(size)
         task = Task(task_id, route, gateway, payload, kind, now + left / 1000, now, context)
@@ -79,6 +81,24 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered:
     if admitted:
         mesh.remember("submitted to", route.path, columns.ids)
         mesh.enqueue(stage, admitted)
+
+
+def _admit_all(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, size: int) -> None:
+    """Nobody in this message is known, and there is room for everybody: whole columns at once."""
+    columns, now, known = submit.columns, mesh.now, len(mesh.tasks)
+    ids = columns.ids
+    contexts = columns.contexts or [None] * len(ids)
+    admitted = [
+        Task(id, route, gateway, payload, kind, now + left / 1000, now, context)
+        for id, payload, kind, left, context in zip(
+            ids, columns.payloads, columns.kinds, columns.remaining_ms, contexts, strict=True
+        )
+    ]
+    mesh.tasks.update(zip(ids, admitted, strict=True))
+    assert len(mesh.tasks) == known + len(ids), "a message names each of its tasks once"
+    mesh.task_bytes += size
+    mesh.remember("submitted to", route.path, ids)
+    mesh.enqueue(mesh.stages[route.stages[0]], admitted, size)
 
 
 def _room(mesh: Mesh, gateway: Gateway, stage: StageRecord) -> Room:

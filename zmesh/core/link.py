@@ -285,8 +285,10 @@ class Link:
         contact = self._contact
         said: list[Message] = []
         if contact.joined:
-            said += self._submits(now)
-            said += self._cancellations()
+            if self._accepted or self._later or self._rejoined:
+                said += self._submits(now)
+            if self._cancels:
+                said += self._cancellations()
             if not said and (now >= contact.speak_at or self._unacknowledged > self._acknowledge_bytes):
                 said.append(messages.Heartbeat(contact.epoch, self._handled, []))
         elif contact.state is ContactState.GREETING and now >= contact.speak_at:

@@ -17,9 +17,9 @@ from zmesh.core.effects import DispatcherEffect, Report, Send
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
-from zmesh.core.tasks import Route, Step, Task, TaskState
+from zmesh.core.tasks import Route, Step, Task, TaskState, take_together
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, TaskId
+from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
 
 __all__ = ["Mesh"]
 
@@ -91,11 +91,13 @@ class Mesh:
                     self.awaken(stage)
         return self.awake.pop(next(iter(self.awake))) if self.awake else None
 
-    def enqueue(self, stage: StageRecord, tasks: list[Task]) -> None:
-        """Tasks arrive at a stage, from a gateway or from the stage before."""
-        if self.held:
-            tasks = self.not_held(stage, tasks)
-        stage.queue.push(tasks)
+    def enqueue(self, stage: StageRecord, tasks: list[Task], alike_bytes: int | None = None) -> None:
+        """Tasks arrive at a stage, from a gateway or from the stage before; with their bytes, if they are alike."""
+        if alike_bytes is not None and not self.held:
+            stage.queue.push_alike(tasks, alike_bytes)
+        else:
+            tasks = self.not_held(stage, tasks) if self.held else tasks
+            stage.queue.push(tasks)
         stage.batcher.arrived(self.now, len(tasks))
         self.awake[stage.index] = stage
 
@@ -121,6 +123,30 @@ class Mesh:
         gateway = task.gateway
         if status is not None and gateway.session in self.directory.sessions:
             gateway.owed.add(task, status, payload, kind)
+            self.owed[gateway.session] = gateway
+
+    def refuse(self, gateway: Gateway, task: TaskId, status: Status, text: str, deadline: float) -> None:
+        """An outcome for a task that never came to be."""
+        gateway.refuse(task, status, text, deadline)
+        self.owed[gateway.session] = gateway
+
+    def finish(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
+        """The good end of tasks that no queue and no lease counts any more: as `bury` for each, in whole columns."""
+        take_together(tasks, Step.FINISH)
+        self.task_bytes -= sum([task.size for task in tasks])
+        for task in tasks:
+            del self.tasks[task.id]
+            task.payload = b""
+        gateways = {task.gateway for task in tasks}
+        if len(gateways) == 1:  # nearly always
+            self._owe(gateways.pop(), tasks, payloads, kinds)
+        else:
+            for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
+                self._owe(task.gateway, [task], [payload], [kind])
+
+    def _owe(self, gateway: Gateway, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
+        if gateway.session in self.directory.sessions:
+            gateway.owed.add_good(tasks, payloads, kinds)
             self.owed[gateway.session] = gateway
 
     # Answers that a gateway did not acknowledge are never forgotten; a gateway with too many of them gets no new ones.

@@ -62,6 +62,55 @@ def _acknowledge(mesh: Mesh, worker: Worker, lease: LeaseId) -> None:
 def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -> None:
     """Give each row its status, move successes on, and let the stage learn from the batch."""
     onward: dict[int, list[Task]] = {}
+    is_plain = _is_plain(lease, results)
+    taken, good = (_succeed_together if is_plain else _take_each)(mesh, stage, lease, results, onward)
+    lease.left -= taken
+    stage.counts.tasks_ok += good
+    if taken:
+        lease.clock = mesh.now
+        lease.succeeded = lease.succeeded or OK in results.statuses  # whoever wants it
+        if lease.is_open and not lease.is_free:
+            service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
+            stage.batcher.answered(mesh.now, taken, service, good > 0)
+    _send_on(mesh, onward)
+    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
+
+
+def _is_plain(lease: Lease, results: Results) -> bool:
+    """Nearly always: all rows of a batch in order, all of them good, and nothing befell their tasks meanwhile."""
+    tasks = lease.tasks
+    return (
+        not any(results.statuses)
+        and lease.left == len(tasks)
+        and results.rows == list(range(len(tasks)))
+        and not [task for task in tasks if task.lease is not lease or task.state is not TaskState.LEASED]
+    )
+
+
+def _succeed_together(
+    mesh: Mesh, stage: StageRecord, lease: Lease, results: Results, onward: dict[int, list[Task]]
+) -> tuple[int, int]:
+    """What `_take_each` does with the rows of a plain batch, in whole columns. How many were taken, and are good."""
+    tasks, compute_us = lease.tasks, results.compute_us
+    count = len(tasks)
+    lease.answered = bytearray(b"\1" * count)
+    for task in tasks:
+        task.compute_us += compute_us
+        if task.compute_us > COMPUTE_US_MAX:
+            task.compute_us = COMPUTE_US_MAX
+    if not [task for task in tasks if task.hop != task.route.last]:
+        stage.leased -= count
+        mesh.finish(tasks, results.payloads, results.kinds)
+    else:
+        for task, payload, kind in zip(tasks, results.payloads, results.kinds, strict=True):
+            _succeed(mesh, task, payload, kind, onward)
+    return count, count
+
+
+def _take_each(
+    mesh: Mesh, stage: StageRecord, lease: Lease, results: Results, onward: dict[int, list[Task]]
+) -> tuple[int, int]:
+    """Row by row. How many were taken, and how many are good."""
     good = taken = 0
     for row, status, kind, payload in zip(results.rows, results.statuses, results.kinds, results.payloads, strict=True):
         if lease.answered[row]:
@@ -82,16 +131,7 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
             stage.counts.tasks_error += 1
             known = status if status != AGAIN else INTERNAL  # that is for a broker to say
             mesh.close(task, Step.FAIL, known, payload, kind)
-    lease.left -= taken
-    stage.counts.tasks_ok += good
-    if taken:
-        lease.clock = mesh.now
-        lease.succeeded = lease.succeeded or OK in results.statuses  # whoever wants it
-        if lease.is_open and not lease.is_free:
-            service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
-            stage.batcher.answered(mesh.now, taken, service, good > 0)
-    _send_on(mesh, onward)
-    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
+    return taken, good
 
 
 def _take_former(mesh: Mesh, stage: StageRecord, results: Results) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Task, TaskState
@@ -81,6 +82,15 @@ class StageQueue:
             lane.waiting += len(some)
             self._count(lane.hop, some, 1)
         self.waiting += len(tasks)
+
+    def push_alike(self, tasks: Sequence[Task], size: int) -> None:
+        """The same for tasks of one gateway at one step of one route, at least one, of so many bytes together."""
+        first = tasks[0]
+        lane = self._lane_of(first)
+        lane.queue.extend(tasks)
+        lane.waiting += len(tasks)
+        self.waiting += len(tasks)
+        self._add(lane.hop, first.gateway, len(tasks), size)
 
     def push_front(self, tasks: Sequence[Task]) -> None:
         """To the front of their lanes, keeping their order."""
@@ -154,8 +164,11 @@ class StageQueue:
         """
         batch: list[Task] = []
         inline = 0
-        for lane in self._in_order():
+        lanes = self._in_order()
+        for lane in lanes:
             queue, start = lane.queue, len(batch)
+            if len(queue) == lane.waiting and len(lanes) == 1:  # nobody here is dead: nearly always
+                batch += _first(queue, size, inline_bytes_max)
             while len(batch) < size and queue:
                 task = queue[0]
                 if self._is_here(task):
@@ -253,17 +266,35 @@ class StageQueue:
 
     def _count(self, hop: int, tasks: Sequence[Task], sign: int) -> None:
         """What waits, in lanes or as a suspect, is counted here, for its gateway, and midway: 1 comes, -1 goes."""
-        index, size = self._index, 0
-        for task in tasks:
-            share = task.gateway.shares[index]
-            share.tasks += sign
-            share.bytes += sign * task.size
-            size += task.size
-        self.bytes += sign * size
+        gateways = {task.gateway for task in tasks}
+        if len(gateways) == 1:  # nearly always
+            self._add(hop, gateways.pop(), sign * len(tasks), sign * sum([task.size for task in tasks]))
+        else:
+            for task in tasks:
+                self._add(hop, task.gateway, sign, sign * task.size)
+
+    def _add(self, hop: int, gateway: Gateway, count: int, size: int) -> None:
+        share = gateway.shares[self._index]
+        share.tasks += count
+        share.bytes += size
+        self.bytes += size
         if hop:
-            self._midway.add(hop, sign * size)
+            self._midway.add(hop, size)
 
 
 def _inline(task: Task) -> int:
     """Bytes of its payload that count for a message: a large one has a frame of its own."""
     return task.size if task.size < OWN_FRAME_BYTES else 0
+
+
+def _first(queue: deque[Task], size: int, inline_bytes_max: int) -> list[Task]:
+    """The first `size` of a queue of the living, unless they may be too long for a message: then nobody."""
+    some = list(queue) if len(queue) <= size else list(islice(queue, size))
+    if sum([task.size for task in some]) > inline_bytes_max:
+        return []
+    if len(some) == len(queue):
+        queue.clear()
+    else:
+        for _ in some:
+            queue.popleft()
+    return some

@@ -19,7 +19,7 @@ from zmesh.messages import Kind, Payload, Reply, Status, TaskId
 __all__ = ["ROW_BYTES", "Kept", "KeptReplies", "Outcomes", "reply_bytes"]
 
 ROW_BYTES = 128  # what a row costs beside its payload, so that empty answers are bounded as well
-AGAIN, INLINE = int(Status.AGAIN), int(Kind.INLINE)
+OK, AGAIN, INLINE = int(Status.OK), int(Status.AGAIN), int(Kind.INLINE)
 
 
 def reply_bytes(payloads: list[Payload]) -> int:
@@ -52,6 +52,17 @@ class Outcomes:
         self.compute_us.append(task.compute_us)
         if task.deadline > self.deadline:
             self.deadline = task.deadline
+
+    def add_good(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
+        """Tasks that all succeeded, and their results."""
+        self.ids += [task.id for task in tasks]
+        self.statuses += [OK] * len(tasks)
+        self.kinds += kinds
+        self.payloads += payloads
+        self.attempts += [task.attempt for task in tasks]
+        self.queue_us += [task.queue_us for task in tasks]
+        self.compute_us += [task.compute_us for task in tasks]
+        self.deadline = max([self.deadline, *[task.deadline for task in tasks]])
 
     def refuse(self, task: TaskId, status: int, text: str, deadline: float) -> None:
         """An outcome for a task that never came to be."""

@@ -270,11 +270,12 @@ class Session:
             said.append(self._hello)
             contact.spoke(now)
         if contact.joined:
-            said += self._results()
+            if self._unsent:
+                said += self._results()
             if self._owes_credit or (self._running is None and now >= contact.speak_at):
                 said.append(self._credit())
                 contact.spoke(now)
-        leave = self._leave or self._drained(now)
+        leave = self._leave or (self._drained(now) if self._draining else None)
         if leave is not None and contact.joined:
             said.append(messages.Goodbye([*self._running_here(), *self._waiting]))
         effects, self._effects = self._effects, []

@@ -161,10 +161,14 @@ class StageRecord:
         counts.attempts += len(batch)
         counts.released[reason] += 1
         self.batch_size.add(float(len(batch)))
+        arrived, run, waited_us = now, 0, 0
         for task in batch:
-            waited = now - task.arrived
-            task.queue_us += int(waited * 1e6)
-            queue_seconds.add(waited)
+            if task.arrived != arrived:  # who came in one message came together
+                queue_seconds.add(now - arrived, run)
+                arrived, run, waited_us = task.arrived, 0, int((now - task.arrived) * 1e6)
+            run += 1
+            task.queue_us += waited_us
+        queue_seconds.add(now - arrived, run)
 
     def least_remaining(self, now: float) -> float:
         """Seconds a task must have left to be worth leasing: 0 unless the stage is sure that it cannot make it."""

@@ -14,7 +14,7 @@ The diagram in docs/states.md is drawn from the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zmesh.core.peers import Gateway
     from zmesh.core.workers import Lease
 
-__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState"]
+__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState", "take_together"]
 
 
 class TaskState(IntEnum):
@@ -91,10 +91,10 @@ class Route:
     """A named path: the indexes of its stages, in order, and for each of them the flags of a task and its lane there:
     twice the number of its step, and one more if that is the last."""
 
-    __slots__ = ("flags", "lanes", "path", "stages")
+    __slots__ = ("flags", "lanes", "last", "path", "stages")
 
     def __init__(self, path: str, stages: tuple[int, ...]) -> None:
-        last = len(stages) - 1
+        self.last = last = len(stages) - 1
         self.path, self.stages = path, stages
         self.lanes = tuple(2 * hop + (hop == last) for hop in range(len(stages)))
         self.flags = tuple(
@@ -166,10 +166,10 @@ class Task:
 
     @property
     def is_last_hop(self) -> bool:
-        return self.hop + 1 == len(self.route.stages)
+        return self.hop == self.route.last
 
     def take(self, step: Step) -> None:
-        """The only assignment of `state`; a step that is not in the table is a bug of ours."""
+        """The only assignment of `state`, with `take_together`; a step that is not in the table is a bug of ours."""
         following = TASK_STEPS[self.state].get(step)
         assert following is not None, f"task {self.id:x}: no {step.name} from {self.state.name}"
         self.state = following
@@ -182,3 +182,14 @@ class Task:
         self.arrived = now
         self.attempt, self.deaths, self.alone_deaths, self.group_max, self.returns, self.hedged = 1, 0, 0, 0, 0, False
         self.lease = None
+
+
+def take_together(tasks: Sequence[Task], step: Step) -> None:
+    """The same step for many, which are nearly always in the same state: one look into the table for all of these."""
+    before = following = None
+    for task in tasks:
+        if task.state is not before or following is None:
+            before = task.state
+            following = TASK_STEPS[before].get(step)
+            assert following is not None, f"task {task.id:x}: no {step.name} from {before.name}"
+        task.state = following

@@ -279,3 +279,9 @@ def test_what_is_in_doubt_stays_so_until_its_gateway_has_said_all_that_it_wants(
         told = world.turn(gateway.submits(id, again=True, all=id == 3))
         assert told == [f"g ← REPLY {id} INTERNAL 'outcome unknown'"]
     assert world.turn(gateway.submits(4, again=True)) == ["g ← REPLY 4 AGAIN '100'"]
+
+
+def test_a_gateway_of_ours_that_names_a_task_twice_is_found_out():
+    world = World()
+    with pytest.raises(AssertionError, match="a message names each of its tasks once"):
+        world.turn(world.gateway().submits(1, 1))

@@ -104,3 +104,14 @@ def test_a_mesh_is_finished_when_every_answer_is_acknowledged_that_can_be():
     assert not world.mesh.is_finished
     world.turn(far.is_unreachable())
     assert world.mesh.is_finished, "who is gone cannot acknowledge"
+
+
+def test_nobody_is_owed_what_nobody_is_there_to_hear():
+    world = World()
+    gateway = world.gateway()
+    world.worker("w1", credit=1)
+    world.turn(gateway.submits(1))
+    task = world.task(1)
+    world.mesh.directory.close(world.gateway_record(gateway))
+    world.mesh.finish([task], [b"result"], [0])
+    assert (world.mesh.owed, world.mesh.tasks, world.mesh.task_bytes) == ({}, {}, 0)

@@ -312,3 +312,24 @@ def test_again_is_not_for_a_worker_to_say():
     gateway, worker = world.gateway(), world.worker(credit=1)
     world.turn(gateway.submits(1))
     assert world.turn(worker.finishes(1, statuses={0: Status.AGAIN})) == ["g ← REPLY 1 INTERNAL"]
+
+
+def test_a_batch_in_whole_columns_ends_as_it_does_row_by_row():
+    """In order it is taken at once, in any other order one row after another; two gateways, so that answers part."""
+    seen = []
+    for rows in ((0, 1, 2), (2, 1, 0)):
+        world = World()
+        one, two = world.gateway("one"), world.gateway("two")
+        worker = world.worker()
+        world.turn(one.submits(1, 2), two.submits(3), worker.credits(1))
+        world.turn(worker.finishes(1, *rows, payload=b"done"), after=0.5)
+        replies = [row for message in world.messages(Reply) for row in _rows(message)]
+        record, counts = world.record(worker), world.stage().counts
+        seen.append((sorted(replies), counts.tasks_ok, record.tasks, record.credit, world.stage().leased))
+    assert seen[0] == seen[1]
+    assert [row[:2] for row in seen[0][0]] == [(1, 0), (2, 0), (3, 0)]
+
+
+def _rows(reply: Reply) -> list[tuple[object, ...]]:
+    columns = reply.ids, reply.statuses, reply.kinds, reply.payloads, reply.attempts, reply.queue_us, reply.compute_us
+    return list(zip(*columns, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.core.world import World, stage
-from zmesh.core.tasks import TASK_STEPS, Route, Step, Task, TaskState
+from zmesh.core.tasks import TASK_STEPS, Route, Step, Task, TaskState, take_together
 from zmesh.messages import State, TaskId
 
 
@@ -35,6 +35,21 @@ def test_a_task_takes_the_steps_of_the_table_and_no_other(state: TaskState, step
     else:
         task.take(step)
         assert task.state is following
+
+
+@pytest.mark.parametrize("step", Step)
+def test_a_step_together_is_the_step_of_each(step: Step):
+    """Whatever states they are in, and in whatever order these come."""
+    states = [state for state in TaskState if step in TASK_STEPS[state]]
+    states = [*states, *states, *reversed(states)]
+    tasks = [a_task() for _ in states]
+    for task, state in zip(tasks, states, strict=True):
+        task.state = state
+    take_together(tasks, step)
+    assert [task.state for task in tasks] == [TASK_STEPS[state][step] for state in states]
+    tasks[-1].state = TaskState.DONE
+    with pytest.raises(AssertionError, match=f"task 1: no {step.name} from DONE"):
+        take_together(tasks[-1:], step)
 
 
 def test_flags_of_a_route_mark_the_first_and_the_last_stage():

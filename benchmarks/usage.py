@@ -23,8 +23,11 @@ class Memory:
 
 
 def zmesh_group(line: Sequence[str], is_root: bool) -> str:
+    """A lone broker is shown apart; the gateway beside it keeps its name."""
     if is_root:
         return "agent"
+    if "zmesh.serving" in line:
+        return "broker"
     return "gateway + broker" if "gateway" in line else "worker"
 
 

@@ -28,11 +28,11 @@ FLOORS: dict[str, list[str]] = {
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting",
+        "resting", "board",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads",
+        "connection", "heads", "turns",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
@@ -52,6 +52,7 @@ ONE_ANOTHER = ["core", "core.*", "bench.*"]
 # Sideways imports that are right all the same: (who, whom) and why.
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
+    ("telemetry", "board"): "where several gateways count together",
     ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
@@ -66,7 +67,7 @@ HOMES: dict[str, list[str]] = {
     "prometheus_client": ["telemetry"],
     "fastapi": ["gateway", "openapi", "server", "serving"],  # the last two: the type of `Server.app` only
     "starlette": ["gateway", "openapi"],
-    "uvicorn": ["gateway", "lane", "connection"],
+    "uvicorn": ["gateway", "lane", "connection", "turns"],
     "uvloop": ["serving", "bench.loops"],
     "httptools": ["lane", "bench.connection"],
     "msgpack": ["wire", "codec", "mixins.*"],

@@ -22,6 +22,7 @@ from time import monotonic
 
 from zmesh import logs
 from zmesh.addresses import check_free, is_loopback, listen
+from zmesh.board import Board
 from zmesh.config import Plan, Settings
 from zmesh.core.agency import AgentEffect, AgentEvent, AgentLink, Beat, End, Retire, WorkerGone
 from zmesh.core.effects import Leave, Reconnect, Report, Transmit
@@ -90,8 +91,11 @@ class Agent:
             if here.bind:
                 fronts.append(check_free(here.bind, len(self._plan.stages)))
             self._listener = held.enter_context(listen(settings.host, settings.port)) if self._has("gateway") else None
-            number = self._listener.fileno() if self._listener else -1
-            self._house = House(here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number)
+            number, board = self._listener.fileno() if self._listener else -1, None
+            if here.gateways > 1:
+                board = Board.make(here.gateways, len(self._plan.routes))
+                held.callback(board.close)
+            self._house = House(here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number, board)
             context = Context()
             held.callback(context.close)
             self._line = Line(context, front, self._poller, limits, "agent")
@@ -198,6 +202,7 @@ class Agent:
         self._watches.drop(child.pipe.fd)
         self._watches.drop(child.pidfd)
         code = child.reap()
+        self._house.clear(slot)
         if self._departure is None or self._departure.stays(slot.role):
             self._replace(slot, child, deeds, code)
         elif code and child.is_ready and slot.role != "worker":
@@ -301,7 +306,7 @@ class Agent:
     # ── the beginning and the end ─────────────────────────────────────────────────────────────────────────────────
 
     def _announce(self) -> None:
-        """Once, when every role and every stage here is ready, and the broker has answered."""
+        """Once, when every role, every gateway and every stage here is ready, and the broker has answered."""
         here = self._here
         wanted = {slot.key for slot in self._slots}
         ready = {slot.key for slot in self._slots if slot.child and slot.child.is_ready}

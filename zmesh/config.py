@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 __all__ = [
+    "GATEWAYS_MAX",
     "LARGEST",
     "OPTIONS",
     "STATUS_URL",
@@ -29,6 +30,7 @@ __all__ = [
 
 KIB, MIB = 1024, 1024 * 1024
 STATUS_URL = "http://127.0.0.1:8000"  # of a gateway that was given neither host nor port
+GATEWAYS_MAX = 64  # one wakes for every new connection, and so do all others
 LARGEST = 10**12  # of any number that a user gives; thirty years in ms, and it fits into every message
 
 
@@ -190,6 +192,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("insecure", "flag", "allow addresses that other hosts can reach, although nothing there is locked"),
     Option("isolate_broker", "flag", "give the broker a process of its own", verbs=("run",)),
+    Option(
+        "gateways",
+        "int",
+        "gateway processes that share the port; several leave the broker a process of its own",
+        verbs=HTTP,
+    ),
     Option("no_workers", "flag", "start no workers here", verbs=("run",)),
     Option(
         "stage",
@@ -255,6 +263,7 @@ class Settings:
     connect_timeout: int = 60_000
     insecure: bool = False
     isolate_broker: bool = False
+    gateways: int = 1
     no_workers: bool = False
     stage: tuple[str, ...] = ()
     capacity: int = 1024
@@ -273,6 +282,7 @@ class Settings:
     def __post_init__(self) -> None:
         least = {
             "port": 0,
+            "gateways": 1,
             "connect_timeout": 0,
             "capacity": 1,
             "timeout": 1,
@@ -287,8 +297,9 @@ class Settings:
                 raise ValueError(f"{name.replace('_', '-')} must be at least {minimum}, not {value}")
             if value > LARGEST:
                 raise ValueError(f"{name.replace('_', '-')} must be at most {LARGEST}, not {value}")
-        if self.port > 65535:
-            raise ValueError(f"port must be at most 65535, not {self.port}")
+        for name, maximum in {"port": 65535, "gateways": GATEWAYS_MAX}.items():
+            if (value := getattr(self, name)) > maximum:
+                raise ValueError(f"{name} must be at most {maximum}, not {value}")
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.namespace):
             raise ValueError(f"namespace must be letters, digits and _, not {self.namespace!r}")
         for option in OPTIONS:

@@ -32,6 +32,7 @@ from zmesh import lane, openapi
 from zmesh.addresses import is_loopback
 from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_request_id, sane_token
 from zmesh.asgi import Receive, Scope, Send
+from zmesh.board import Board
 from zmesh.calls import Calls
 from zmesh.config import Plan, Settings
 from zmesh.connection import Connection
@@ -39,7 +40,8 @@ from zmesh.errors import StartError
 from zmesh.inference import Inference
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
 from zmesh.pipe import DRAIN_SAY_SECONDS
-from zmesh.telemetry import GatewayCounts, render
+from zmesh.telemetry import GatewayCounts, SharedCounts, render
+from zmesh.turns import Turns
 
 __all__ = ["Gateway", "Port", "make_app", "readiness"]
 
@@ -76,7 +78,8 @@ def readiness(snapshot: Snapshot) -> tuple[bool, dict[str, Any]]:
 
 
 class Gateway:
-    """`serve` on a listening socket until `start_drain` has run its course. One gateway serves once."""
+    """`serve` on a listening socket until `start_drain` has run its course. One gateway serves once. Several that share
+    a socket have a `board`."""
 
     def __init__(
         self,
@@ -86,6 +89,7 @@ class Gateway:
         app: FastAPI | None = None,
         schemas: Mapping[str, openapi.RouteSchema] | None = None,
         *,
+        board: Board | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         app = make_app() if app is None else app
@@ -93,7 +97,8 @@ class Gateway:
             raise StartError(
                 "global dependencies of the app would not guard inference: use middleware instead of dependencies=[…]"
             )
-        self.counts = GatewayCounts()
+        self.board = board
+        self.counts = SharedCounts(board, [route.path for route in plan.routes]) if board else GatewayCounts()
         self.link = BrokerLink(plan, settings.limits(), port, clock=clock)
         is_guarded = bool(app.user_middleware)
         self.calls = Calls(plan, settings, self.link, self.counts, clock=clock)
@@ -102,7 +107,7 @@ class Gateway:
         _install(app, _Pages(self, settings, json.dumps(document).encode()))
         has_lane = not is_guarded and (settings.lane == "fast" or (settings.lane == "auto" and lane.is_known()))
         paths = {route.path.encode(): route.path for route in plan.routes if has_lane}
-        self._server = _Server(self.inference, lane.Lane(self.calls, paths, KEEP_ALIVE_SECONDS).connection)
+        self._server = _Server(self.inference, lane.Lane(self.calls, paths, KEEP_ALIVE_SECONDS).connection, board)
         self._timers: list[asyncio.TimerHandle] = []
         self._expired = False
         self._drained_by = math.inf  # on the clock of the event loop
@@ -157,7 +162,7 @@ class _Server(uvicorn.Server):
     others who ask, the last would wait for hundreds of turns. When it takes one, we take those that wait behind it.
     """
 
-    def __init__(self, app: Inference, make: MakeConnection) -> None:
+    def __init__(self, app: Inference, make: MakeConnection, board: Board | None) -> None:
         self._make = make
         super().__init__(
             uvicorn.Config(
@@ -179,6 +184,7 @@ class _Server(uvicorn.Server):
         self._listeners: list[socket.socket] = []
         self._arriving: set[asyncio.Task[Connection | None]] = set()
         self._is_accepting = False
+        self._turns = Turns(board, self._arrive, self._arriving) if board else None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -189,9 +195,11 @@ class _Server(uvicorn.Server):
         for listener in self._listeners:
             listener.setblocking(False)
         with contextlib.suppress(SystemExit):  # what newer ones say; uvicorn has logged the traceback
-            await super().startup(sockets=sockets)
+            await super().startup(sockets=[] if self._turns else sockets)
         if not self.started:
             raise StartError("the startup of the app's lifespan failed; the log says why")
+        if self._turns is not None:
+            self._turns.open(self._listeners[0], self.server_state)
         self.listening.set()
 
     def _connection(
@@ -209,13 +217,15 @@ class _Server(uvicorn.Server):
 
     def _accept(self, most: int) -> None:
         """Accept who waits, at most so many."""
-        loop = asyncio.get_running_loop()
         for listener in self._listeners:
             with contextlib.suppress(OSError):  # nobody waits any more, or there are no files left
                 for _ in range(most):
-                    task = loop.create_task(self._welcome(listener.accept()[0]))
-                    self._arriving.add(task)
-                    task.add_done_callback(self._arriving.discard)
+                    self._arrive(listener.accept()[0])
+
+    def _arrive(self, sock: socket.socket) -> None:
+        task = asyncio.get_running_loop().create_task(self._welcome(sock))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
 
     async def _welcome(self, sock: socket.socket) -> Connection | None:
         sock.setblocking(False)
@@ -229,6 +239,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What the kernel has already connected is answered too: a request may be on it."""
+        if self._turns is not None:
+            self._turns.close()
         self._accept(BACKLOG + 1)  # who comes in the meantime comes too late
         self._listeners = []
         late = [asyncio.ensure_future(self._say_goodbye(task)) for task in self._arriving]
@@ -352,10 +364,12 @@ class _Pages:
             "requests": len(self._gateway.calls),
             "draining": self._is_draining,
         }
+        board = self._gateway.board
+        here = {"gateway": gateway, **({"gateways": board.summary()} if board else {})}
         try:
-            return JSONResponse({"gateway": gateway, **await self._gateway.link.stats()})
+            return JSONResponse({**here, **await self._gateway.link.stats()})
         except BrokerSilent as error:
-            return JSONResponse({"gateway": gateway, "error": str(error)}, 503)
+            return JSONResponse({**here, "error": str(error)}, 503)
 
     async def metrics(self, request: Request) -> Response:
         try:
@@ -363,7 +377,7 @@ class _Pages:
         except BrokerSilent:
             snapshot = None
         accept = request.headers.get("accept", "")
-        text, content_type = render(self._namespace, self._gateway.counts, snapshot, accept)
+        text, content_type = render(self._namespace, self._gateway.counts.total(), snapshot, accept)
         return Response(text, headers={"content-type": content_type})
 
     async def metadata(self, request: Request) -> Response:

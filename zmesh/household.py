@@ -1,7 +1,7 @@
 """Who lives under one agent: which processes a verb needs, how each is started, and in which order they leave.
 
-`run` is a gateway that holds the broker, and workers; `--isolate-broker` gives the broker a process of its own. The
-other verbs are one part each: `worker` and `gateway` join a broker elsewhere, `broker` is one.
+`run` is a gateway that holds the broker, and workers; `--isolate-broker` gives the broker a process of its own, and so
+do several gateways. The other verbs are one part each: `worker` and `gateway` join a broker elsewhere, `broker` is one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 
 from zmesh.addresses import broker_address
+from zmesh.board import Board
 from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.errors import UsageError
@@ -31,16 +32,21 @@ LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who acce
 
 @dataclass(frozen=True, slots=True)
 class Household:
-    """What runs here. `bind` and `connect` are endpoints on tcp, or empty; `stages` have workers here."""
+    """What runs here. `bind` and `connect` are endpoints on tcp, or empty; `stages` have workers here; `gateways` says
+    how many there are, where there is that role."""
 
     verb: str
     roles: tuple[str, ...]
     stages: tuple[StagePlan, ...]
     bind: str
     connect: str
+    gateways: int = 1
 
     def slots(self, random: Random, restarts_per_minute: int) -> list[Slot]:
-        slots = [Slot(role, None, 0, Restarts(1, random)) for role in self.roles if role != "worker"]
+        slots = [Slot("broker", None, 0, Restarts(1, random))] if "broker" in self.roles else []
+        if "gateway" in self.roles:
+            restarts, numbers = Restarts(self.gateways, random), range(1, self.gateways + 1)
+            slots += [Slot("gateway", None, number, restarts) for number in (numbers if self.gateways > 1 else (0,))]
         for stage in self.stages:
             restarts = Restarts(stage.num, random, restarts_per_minute)
             slots += [Slot("worker", stage, number, restarts) for number in range(1, stage.num + 1)]
@@ -84,7 +90,7 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         case "worker":
             return Household(verb, ("worker",), stages, bind, connect)
         case "gateway":
-            return Household(verb, ("gateway",), (), bind, connect)
+            return Household(verb, ("gateway",), (), bind, connect, settings.gateways)
         case "broker":
             if not bind:
                 raise UsageError("broker needs --bind tcp://HOST:PORT: without it nobody could join")
@@ -93,14 +99,16 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         raise UsageError("--no-workers and --stage contradict each other; leave one of them out")
     if settings.no_workers and not bind and not settings.path:
         raise UsageError("--no-workers needs --bind tcp://HOST:PORT: without it no worker could join")
-    roles = ("broker", "gateway", "worker") if settings.isolate_broker else ("gateway", "worker")
-    return Household(verb, roles, () if settings.no_workers else stages, bind, connect)
+    is_apart = settings.isolate_broker or settings.gateways > 1
+    roles = ("broker", "gateway", "worker") if is_apart else ("gateway", "worker")
+    return Household(verb, roles, () if settings.no_workers else stages, bind, connect, settings.gateways)
 
 
 @dataclass(frozen=True, slots=True)
 class House:
     """What every process here is told. `agent` is who we are to a broker, `front` is where they reach the broker,
-    `fronts` are where a broker of ours listens, `listener` is the descriptor of the HTTP socket, -1 without one."""
+    `fronts` are where a broker of ours listens, `listener` is the descriptor of the HTTP socket, -1 without one, and
+    `board` is what several gateways share."""
 
     household: Household
     agent: PeerId
@@ -110,11 +118,13 @@ class House:
     front: str
     fronts: tuple[str, ...]
     listener: int
+    board: Board | None = None
 
     def start(self, slot: Slot) -> Child:
         """Raises OSError when the system has no room for another process."""
-        shared = {
+        shared: dict[str, object] = {
             "role": slot.role,
+            "name": slot.name,
             "agent": self.agent.hex(),
             "plan": self.plan.to_json(),
             "settings": self.settings.to_json(),
@@ -126,7 +136,11 @@ class House:
                 return Child(slot.name, [sys.executable, "-m", "zmesh.serving"], shared)
             case "gateway":
                 command = [sys.executable, "-m", "zmesh", "gateway", self.app, "--", *self.settings.user_args]
-                return Child(slot.name, command, {**shared, "listen": self.listener}, keep=[self.listener])
+                shared["listen"] = self.listener
+                if self.board is None:
+                    return Child(slot.name, command, shared, keep=[self.listener])
+                shared |= {"board": self.board.fd, "number": slot.worker_id - 1}
+                return Child(slot.name, command, shared, keep=[self.listener, self.board.fd])
         assert slot.stage is not None, "a worker has a stage"
         document = {
             **shared,
@@ -137,6 +151,11 @@ class House:
         }
         env = slot.stage.env[slot.worker_id - 1] if slot.stage.env else None
         return Child(slot.name, [sys.executable, "-m", "zmesh.stage"], document, env=env, slate=Slate.make())
+
+    def clear(self, slot: Slot) -> None:
+        """Its process is gone."""
+        if self.board is not None and slot.role == "gateway":
+            self.board.rows[slot.worker_id - 1].leave()
 
 
 class Departure:

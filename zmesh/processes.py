@@ -220,11 +220,11 @@ class Watches:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place for one process: a worker of `stage`, or the gateway or the broker if there is none."""
+    """A place for one process: a worker of `stage`, or a gateway or the broker if there is none."""
 
     role: str  # worker, gateway or broker
     stage: StagePlan | None
-    worker_id: int
+    worker_id: int  # of the workers of a stage, or of several gateways, from 1 on; 0 where there is but one
     restarts: Restarts
     start_at: float | None = 0.0  # None while it runs, or must not
     help_at: float | None = None  # when it is killed because it said goodbye and did not go
@@ -233,11 +233,12 @@ class Slot:
     @property
     def key(self) -> tuple[str, str]:
         """Equal for the workers of one stage."""
-        return self.role, self.stage.name if self.stage else ""
+        return self.role, self.stage.name if self.stage else self.name
 
     @property
     def name(self) -> str:
-        return f"{self.stage.name}/{self.worker_id}" if self.stage else self.role
+        name = self.stage.name if self.stage else self.role
+        return f"{name}/{self.worker_id}" if self.worker_id else name
 
     def deeds(self) -> Deeds:
         assert self.child is not None, "nobody is in this slot"

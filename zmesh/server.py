@@ -210,7 +210,7 @@ class Server:
         if pipe is not None:
             from zmesh.serving import serve_gateway
 
-            logs.setup(settings.log_level, "gateway")
+            logs.setup(settings.log_level, str(document.get("name", "gateway")))
             return serve_gateway(plan, settings, pipe, document, self._app, self._schemas())
         if current_verb.name == "check":
             from zmesh.cli import show_plan

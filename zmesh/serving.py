@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from zmesh import logs
+from zmesh.board import Board
 from zmesh.broker import Broker
 from zmesh.config import Plan, Settings
 from zmesh.errors import DrainExpired, StartError
@@ -56,6 +57,7 @@ def serve_gateway(
     listen, fronts = document["listen"], document["fronts"]
     assert isinstance(listen, int) and isinstance(fronts, list), document
     raise_file_limit()
+    board = _board(plan, settings, document)
 
     async def serve(listener: socket.socket) -> int:
         loop, context = asyncio.get_running_loop(), Context()
@@ -66,7 +68,7 @@ def serve_gateway(
                 port: Port = broker.local_port()
             else:
                 port = SocketPort(context, str(document["front"]), settings.limits(), loop)
-            gateway = Gateway(plan, settings, port, app, schemas)
+            gateway = Gateway(plan, settings, port, app, schemas, board=board)
             _obey(pipe, loop, gateway.start_drain)
             serving = loop.create_task(gateway.serve(listener))
             starting = loop.create_task(gateway.started.wait())
@@ -84,6 +86,18 @@ def serve_gateway(
     with socket.socket(fileno=listen) as listener:
         os.set_inheritable(listen, False)
         return uvloop.run(serve(listener))
+
+
+def _board(plan: Plan, settings: Settings, document: Mapping[str, object]) -> Board | None:
+    """What it shares with other gateways. Raises StartError when the app is not theirs any more."""
+    fd, number = document.get("board"), document.get("number")
+    if fd is None:
+        return None
+    assert isinstance(fd, int) and isinstance(number, int), document
+    if Plan.from_json(str(document["plan"])).fingerprint != plan.fingerprint:
+        text = "the stages or routes of the app file have changed since zmesh started; stop it and start it again"
+        raise StartError(text)
+    return Board.open(fd, settings.gateways, len(plan.routes), number)
 
 
 async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str], agent: PeerId) -> int:

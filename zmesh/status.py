@@ -87,6 +87,10 @@ def status_text(snapshot: dict[str, Any]) -> str:
         table(("STAGE", "WORKER", "HOST", "PID", "STATE", "LEASES", "BATCHES", "TASKS"), workers),
         table(("ROUTE", "STAGES", "READY"), routes),
     ]
+    if gateways := snapshot.get("gateways"):  # of the host that was asked, if it has several
+        columns = ("number", "pid", "requests", "connections")
+        rows = ([one.get(column, "") for column in columns] for one in gateways)
+        parts.append(table(("GATEWAY", "PID", "REQUESTS", "CONNECTIONS"), rows))
     parts += [_failure(stage) for stage in stages if stage.get("failing")]
     return "\n\n".join((["draining"] if snapshot.get("draining") else []) + parts)
 

@@ -3,6 +3,8 @@
 A gateway counts its answers in `GatewayCounts`, which is a dict, a list and two numbers. What the broker counts arrives
 as its snapshot. `render` turns both into text, by the names of `CATALOGUE`: mosec's names where mosec has one, under
 the operator's namespace. Labels are names of stages and routes; nothing that a client can choose is one.
+
+Several gateways of one host count on a board that they share, and each of them shows what all have counted.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import CollectorRegistry
 from prometheus_client.utils import floatToGoString
 
-__all__ = ["CATALOGUE", "DURATION_BOUNDS", "Family", "GatewayCounts", "render"]
+from zmesh.board import DURATION_BOUNDS, Board
+
+__all__ = ["CATALOGUE", "DURATION_BOUNDS", "Family", "GatewayCounts", "SharedCounts", "render"]
 
 Snapshot = Mapping[str, Any]
 """What the broker says of itself; a broker of another version may leave things out."""
 
-DURATION_BOUNDS = tuple(0.001 * 2**power for power in range(17))  # 1 ms to 65.5 s, mosec's and beyond
 TOTAL = "total"  # the stage and the connection that stand for a whole request, as in mosec
 
 
@@ -43,7 +46,7 @@ CATALOGUE: tuple[Family, ...] = (
         ("stage", "connection"),
         'Seconds from hand-out of a batch to its last result, per stage; stage="total": from request to answer 200',
     ),
-    Family("remaining_task", "gauge", (), "Requests of this gateway that have no answer yet"),
+    Family("remaining_task", "gauge", (), "Requests that have no answer yet"),
     Family("batch_size", "histogram", ("stage", "connection"), "Tasks in a batch when it is handed out"),
     Family(
         "batch_duration_second",
@@ -110,6 +113,47 @@ class GatewayCounts:
             self.ok += 1
             self.duration_counts[bisect_left(DURATION_BOUNDS, seconds)] += 1
             self.duration_sum += seconds
+
+    def total(self) -> GatewayCounts:
+        """What there is to show."""
+        return self
+
+
+class SharedCounts(GatewayCounts):
+    """Of one of several gateways: its row of the board counts as well, and goes on from what its predecessor did."""
+
+    __slots__ = ("_board", "_in_flight", "_routes", "_row")
+
+    def __init__(self, board: Board, paths: Sequence[str]) -> None:
+        self._board, self._row = board, board.mine
+        self._routes = {path: number for number, path in enumerate(paths)}
+        super().__init__()
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    @in_flight.setter
+    def in_flight(self, number: int) -> None:
+        self._in_flight = self._row.requests = number
+
+    def add(self, code: int, endpoint: str, seconds: float) -> None:
+        super().add(code, endpoint, seconds)
+        self._row.answered(self._routes[endpoint], code)
+        if code == 200:
+            self._row.took(bisect_left(DURATION_BOUNDS, seconds), seconds)
+
+    def total(self) -> GatewayCounts:
+        total = GatewayCounts()
+        for row in self._board.rows:
+            for path, number in self._routes.items():
+                for code, times in row.answers(number):
+                    total.answers[code, path] = total.answers.get((code, path), 0) + times
+            total.duration_counts = [sum(both) for both in zip(total.duration_counts, row.durations(), strict=True)]
+            total.duration_sum += row.seconds
+            total.in_flight += row.requests
+        total.ok = sum(total.duration_counts)
+        return total
 
 
 class _Scrape:

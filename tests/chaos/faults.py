@@ -60,7 +60,7 @@ class Fault:
     most: float = 0.0
     is_random: bool = False
     given: tuple[Stroke, ...] = ()
-    layouts = ("run", "isolated", "hosts")  # where it makes sense
+    layouts = ("run", "isolated", "gateways", "hosts")  # where it makes sense
 
     def strokes(self, dice: Random, until: float) -> Iterator[Stroke]:
         if self.given:
@@ -154,7 +154,7 @@ class StopGateway(Fault):
 
 
 class KillBroker(Fault):
-    layouts = ("isolated", "hosts")
+    layouts = ("isolated", "gateways", "hosts")
 
     def strike(self, field: Field, stroke: Stroke) -> Hit | None:
         pid = field.mesh.child("broker")

@@ -18,7 +18,7 @@ from tests.hosts import Program, children, free_ports
 from tests.proxy import Proxy
 
 APP = REPOSITORY / "tests" / "integration" / "apps" / "chaos_stages.py"
-LAYOUTS = ("run", "isolated", "hosts")
+LAYOUTS = ("run", "isolated", "gateways", "hosts")  # the third has two gateways on one port
 FARM = "farm"  # like hosts, with two agents of workers and nothing between them and their broker
 ASK_SECONDS = 2.0
 HURRY_SECONDS = 0.2  # for the nemesis, who has a schedule to keep
@@ -81,6 +81,8 @@ class TormentedMesh:
                 return {"head": ["run", APP, *door, *times, *bounds]}
             case "isolated":
                 return {"head": ["run", APP, "--isolate-broker", *door, *times, *bounds]}
+            case "gateways":
+                return {"head": ["run", APP, "--gateways", 2, *door, *times, *bounds]}
             case _:
                 workers: list[object] = ["worker", APP, "--connect", connect, *times]
                 return {
@@ -96,7 +98,7 @@ class TormentedMesh:
         return self.programs[name].process.pid
 
     def child(self, role: str) -> int:
-        """The pid of the process that holds the broker, or the gateway. AssertionError when there is none now."""
+        """The pid of the process that holds the broker, or of a gateway. AssertionError when there is none now."""
         if role == "broker" and self.layout != "run":
             return self._program_of("broker").child("zmesh.serving")
         return self._program_of("gateway").child("gateway")

@@ -312,6 +312,8 @@ def test_a_gateway_that_stands_still_does_not_know_who_left() -> None:
 def test_a_queue_above_its_capacity_is_found() -> None:
     settings = {"e": "settings", "capacity": 8, "workers": 1, "batch": 2}
     assert invariants(settings, mesh(1.0, stage(queued=13))) == ["I6"]
+    assert found({**settings, "layout": "gateways"}, mesh(1.0, stage(queued=20))) == []
+    assert invariants({**settings, "layout": "gateways"}, mesh(1.0, stage(queued=21))) == ["I6"]
     assert found(settings, mesh(1.0, stage(queued=12))) == []
     assert found(settings, mesh(1.0, stage("Second", queued=13))) == []
     assert found(settings, mesh(1.0, stage(queued=13)), fault(1, "kill-broker", 0.5)) == []

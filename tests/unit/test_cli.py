@@ -126,6 +126,7 @@ def test_the_help_of_a_verb_has_its_options_of_the_table_and_no_others(zmesh: Zm
         (["run", "app.py", "--port", "x"], "zmesh: invalid value for '--port': 'x' is not a valid integer; see"),
         (["run", "app.py", "other.py"], "zmesh: got unexpected extra argument (other.py); see zmesh run --help"),
         (["run", "app.py", "--log-level", "loud"], "zmesh: invalid value for '--log-level': 'loud' is not one of"),
+        (["worker", "a.py", "--gateways", "2"], "zmesh: --gateways is an option of zmesh run and zmesh gateway; see"),
         (["frob"], "zmesh: there is no command frob; see zmesh --help"),
         (["chek"], "zmesh: there is no command chek; did you mean check?"),
         (["app.py"], "zmesh: there is no command app.py; to serve a file: zmesh run app.py"),
@@ -285,6 +286,7 @@ SNAPSHOT: dict[str, Any] = {
         {"name": "Empty"},
     ],
     "routes": [{"path": "/inference", "stages": ["Double", "Empty"], "ready": False}],
+    "gateways": [{"number": 2, "pid": 8, "requests": 3, "connections": 4}],
 }
 
 
@@ -328,6 +330,9 @@ def test_status_is_a_table_of_stages_workers_and_routes(zmesh: Zmesh, answering:
 
         ROUTE       STAGES          READY
         /inference  Double → Empty  no
+
+        GATEWAY  PID  REQUESTS  CONNECTIONS
+              2    8         3            4
         """)
 
 

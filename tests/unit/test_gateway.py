@@ -20,6 +20,7 @@ from fastapi import Depends, FastAPI, Response
 
 from zmesh import answers, asgi, calls, door, inference, linkage
 from zmesh.answers import SERVER, VERSION, http_status_of, text_of
+from zmesh.board import Board
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
 from zmesh.errors import StartError
 from zmesh.gateway import ACCEPTED_PER_TURN, Gateway, make_app, readiness
@@ -977,6 +978,27 @@ def test_answers_are_counted_by_code_and_route_and_only_results_by_duration():
         }
         assert sum(counts.duration_counts) == counts.ok == 2
         gateway.link.close()
+
+    run(main())
+
+
+def test_several_gateways_show_the_sum_and_who_is_there():
+    async def main() -> None:
+        board = Board.make(2, len(PLAN.routes))
+        other = board.rows[1]
+        other.enter(77)
+        other.connections = 3
+        other.answered(1, 200)
+        gateway = await joined(broker := FakeBroker(), board=board)
+        await Client(b"x", path="/label").ask(gateway.inference)
+        asked = await Client(method="GET", path="/metrics").ask(gateway.inference)
+        assert b'zmesh_throughput_total{code="200",endpoint="/label"} 2.0' in asked.body
+        shown = json.loads((await Client(method="GET", path="/mesh").ask(gateway.inference)).body)
+        assert shown["gateways"] == [{"number": 2, "pid": 77, "requests": 0, "connections": 3}], "nobody serves here"
+        assert shown["stages"] == READY["stages"]
+        broker.snapshot = None
+        gateway.link.close()
+        board.close()
 
     run(main())
 

@@ -1,12 +1,15 @@
 """Who lives under one agent, and in which order and how long they leave."""
 
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
 
+from zmesh.board import Board
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
-from zmesh.household import DRAIN_GRACE_SECONDS, LEAVE_SECONDS, Departure, Household, household
+from zmesh.household import DRAIN_GRACE_SECONDS, LEAVE_SECONDS, Departure, House, Household, household
+from zmesh.messages import PeerId
 from zmesh.processes import Slot
 
 STAGE = StagePlan(name="Embed", worker="app:Embed")
@@ -54,6 +57,41 @@ def test_workers_have_the_whole_time_to_drain_while_a_gateway_elsewhere_can_reac
     assert here.seconds_to_leave("worker", 20.0) == (20.0 if expected else LEAVE_SECONDS)
 
 
+@pytest.mark.parametrize(
+    ("here", "roles", "names"),
+    [
+        (house(), ("gateway", "worker"), ["gateway", "Embed/1"]),
+        (house(gateways=1, isolate_broker=True), ("broker", "gateway", "worker"), ["broker", "gateway", "Embed/1"]),
+        (house(gateways=2), ("broker", "gateway", "worker"), ["broker", "gateway/1", "gateway/2", "Embed/1"]),
+        (house(gateways=2, bind=BROKER, no_workers=True), ("broker", "gateway", "worker"),
+         ["broker", "gateway/1", "gateway/2"]),
+        (house("gateway", gateways=2, connect=BROKER), ("gateway",), ["gateway/1", "gateway/2"]),
+        (house("worker", gateways=2, connect=BROKER), ("worker",), ["Embed/1"]),
+        (house("broker", gateways=2, bind=BROKER), ("broker",), ["broker"]),
+    ],
+)  # fmt: skip
+def test_several_gateways_have_a_broker_beside_them(here: Household, roles: tuple[str, ...], names: list[str]):
+    found = here.slots(Random(1), 120)
+    assert here.roles == roles and [slot.name for slot in found] == names
+    assert here.gateways == max(1, sum(slot.role == "gateway" for slot in found))
+    assert len({slot.key for slot in found}) == len(found), "each is waited for before all is said to be ready"
+
+
+def test_a_gateway_that_is_gone_has_nothing_open_and_others_are_not_asked():
+    board = Board.make(2, 1)
+    for row in board.rows:
+        row.enter(7)
+    here = house(gateways=2)
+    home = House(here, PeerId(b"a" * 16), PLAN, Settings(), "app.py", "", (), -1, board)
+    by_name = {slot.name: slot for slot in here.slots(Random(1), 120)}
+    home.clear(by_name["Embed/1"])
+    home.clear(by_name["broker"])
+    assert [row.pid for row in board.rows] == [7, 7]
+    home.clear(by_name["gateway/2"])
+    assert [row.pid for row in board.rows] == [7, 0]
+    board.close()
+
+
 def test_role_after_role_leaves_and_who_comes_later_is_still_needed():
     here = house(isolate_broker=True)
     gateway, worker, broker = Child(), Child(), Child()
@@ -70,6 +108,14 @@ def test_role_after_role_leaves_and_who_comes_later_is_still_needed():
     assert departure.go_on(106.0) and departure.leaving == "broker"
     mine[0].child = None
     assert not departure.go_on(107.0)
+
+
+def test_all_gateways_leave_at_the_same_time():
+    here = house(gateways=2)
+    first, second = Child(), Child()
+    mine = [Slot("gateway", None, number, None, child=child) for number, child in ((1, first), (2, second))]  # type: ignore[arg-type]
+    assert Departure(here, mine, 20.0, 0.0).go_on(0.0)
+    assert first.told == second.told == [{"say": "drain", "seconds": 20.0}]
 
 
 def test_who_has_not_begun_is_ended_and_nobody_takes_its_place():

@@ -204,6 +204,8 @@ def test_a_class_that_no_worker_process_could_find_is_refused():
         ({"colour": 1}, TypeError, r"Server\(\) has no keyword 'colour'; known are host, port"),
         ({"user_args": ()}, ValueError, "no keyword 'user_args'"),
         ({"port": 99999}, ValueError, "port must be at most 65535"),
+        ({"gateways": 0}, ValueError, "gateways must be at least 1, not 0"),
+        ({"gateways": 65}, ValueError, "gateways must be at most 64, not 65"),
         ({"timeout": 2**63}, ValueError, "timeout must be at most 1000000000000"),
         ({"port": "80"}, TypeError, r"Server\(port=…\) must be a whole number, not '80'"),
         ({"timeout": True}, TypeError, "must be a whole number"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from random import Random
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_classic
 
+from zmesh.board import Board
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
 from zmesh.core.dispatcher import Dispatcher
 from zmesh.core.snapshot import snapshot_json
-from zmesh.telemetry import CATALOGUE, DURATION_BOUNDS, GatewayCounts, render
+from zmesh.telemetry import CATALOGUE, DURATION_BOUNDS, GatewayCounts, SharedCounts, render
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -236,3 +238,46 @@ def test_a_label_with_quotes_and_newlines_is_escaped():
     counts.add(200, '/a"b\n\\', 0.1)
     samples, _ = scrape(counts)
     assert value(samples, "zmesh_throughput_total", code="200", endpoint='/a"b\n\\') == 1
+
+
+# ── several gateways ──────────────────────────────────────────────────────────────────────────────────────────────
+
+PATHS = ["/inference", "/label"]
+
+
+def test_each_of_several_gateways_shows_what_all_have_counted():
+    board = Board.make(2, len(PATHS))
+    first = SharedCounts(board, PATHS)
+    second = SharedCounts(Board.open(os.dup(board.fd), 2, len(PATHS), 1), PATHS)
+    first.add(200, "/inference", 0.003)
+    second.add(200, "/inference", 0.25)
+    second.add(200, "/label", 0.003)
+    second.add(429, "/label", 7.0)
+    first.in_flight += 3
+    second.in_flight += 2
+    second.in_flight -= 1
+    assert (first.in_flight, second.in_flight) == (3, 1)
+    for one in (first, second):
+        samples, _ = scrape(one.total())
+        assert value(samples, "zmesh_throughput_total", code="200", endpoint="/inference") == 2
+        assert value(samples, "zmesh_throughput_total", code="200", endpoint="/label") == 1
+        assert value(samples, "zmesh_throughput_total", code="429", endpoint="/label") == 1
+        total = {"stage": "total", "connection": "total"}
+        assert value(samples, "zmesh_process_duration_second_count", **total) == 3
+        assert value(samples, "zmesh_process_duration_second_sum", **total) == pytest.approx(0.256)
+        assert value(samples, "zmesh_process_duration_second_bucket", le="0.004", **total) == 2
+        assert value(samples, "zmesh_remaining_task") == 4
+        assert one.total().ok == 3
+    assert (first.answers, first.ok) == ({(200, "/inference"): 1}, 1), "its own are its own"
+
+
+def test_the_successor_of_a_gateway_goes_on_where_that_ended():
+    board = Board.make(2, 1)
+    former = SharedCounts(board, PATHS[:1])
+    former.in_flight = 5
+    former.add(200, "/inference", 0.5)
+    successor = SharedCounts(board, PATHS[:1])
+    assert successor.total().in_flight == 0, "what that had open has ended with it"
+    successor.add(200, "/inference", 0.25)
+    total = successor.total()
+    assert (total.answers, total.duration_sum) == ({(200, "/inference"): 2}, 0.75)

@@ -110,12 +110,12 @@ def _measure(
                 skip(side, why, skipped)
         if opens and not number and not rate:
             rate = _rate(found, skipped)
-            print(f"open loop: {rate:.0f} requests a second, half of what the slowest does", flush=True)
+            print(f"open loop: {rate:.0f} requests a second, about half of what the slowest does", flush=True)
     return found, rate
 
 
 def _rate(found: dict[str, Found], skipped: dict[str, str]) -> float:
-    """Half of what the slowest does with all its clients, a round number."""
+    """About half of what the slowest does with all its clients: a round number."""
     slowest = min((one.closed[CLIENTS[-1]][0].rate for name, one in found.items() if name not in skipped), default=2.0)
     return max(1.0, float(f"{slowest / 2:.1g}"))
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 __all__ = [
+    "DRAIN_SAY_SECONDS",
     "GATEWAYS_MAX",
     "LARGEST",
     "OPTIONS",
@@ -30,6 +31,7 @@ __all__ = [
 
 KIB, MIB = 1024, 1024 * 1024
 STATUS_URL = "http://127.0.0.1:8000"  # of a gateway that was given neither host nor port
+DRAIN_SAY_SECONDS = 1.0  # between two lines of somebody who was told to drain, about what is left
 GATEWAYS_MAX = 64  # one wakes for every new connection, and so do all others
 LARGEST = 10**12  # of any number that a user gives; thirty years in ms, and it fits into every message
 

@@ -34,12 +34,11 @@ from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_reque
 from zmesh.asgi import Receive, Scope, Send
 from zmesh.board import Board
 from zmesh.calls import Calls
-from zmesh.config import Plan, Settings
+from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings
 from zmesh.connection import Connection
 from zmesh.errors import StartError
 from zmesh.inference import Inference
 from zmesh.linkage import BrokerLink, BrokerSilent, Port
-from zmesh.pipe import DRAIN_SAY_SECONDS
 from zmesh.telemetry import GatewayCounts, SharedCounts, render
 from zmesh.turns import Turns
 

@@ -15,12 +15,12 @@ from random import Random
 
 from zmesh.addresses import broker_address
 from zmesh.board import Board
-from zmesh.config import Plan, Settings, StagePlan
+from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.errors import UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
-from zmesh.pipe import DRAIN_SAY_SECONDS, Slate
+from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
 
 __all__ = ["DRAIN_GRACE_SECONDS", "LEAVE_SECONDS", "Departure", "House", "Household", "household", "welcome"]

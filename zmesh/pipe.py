@@ -22,7 +22,6 @@ from typing import NamedTuple
 from zmesh.messages import LeaseId, Phase
 
 __all__ = [
-    "DRAIN_SAY_SECONDS",
     "LINE_BYTES_MAX",
     "PIPE_VARIABLE",
     "Pipe",
@@ -35,7 +34,6 @@ __all__ = [
 
 PIPE_VARIABLE = "ZMESH_PIPE"
 LINE_BYTES_MAX = 16 * 1024 * 1024
-DRAIN_SAY_SECONDS = 1.0  # between two lines of somebody who was told to drain, about what is left
 SEND_SECONDS = 1.0  # how long a sender waits for a reader before it gives the pipe up
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 

@@ -22,11 +22,11 @@ import uvloop
 from zmesh import logs
 from zmesh.board import Board
 from zmesh.broker import Broker
-from zmesh.config import Plan, Settings
+from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings
 from zmesh.errors import DrainExpired, StartError
 from zmesh.linkage import Port
 from zmesh.messages import PeerId
-from zmesh.pipe import DRAIN_SAY_SECONDS, Pipe, child_pipe
+from zmesh.pipe import Pipe, child_pipe
 from zmesh.socketport import SocketPort
 from zmesh.transport import Context, raise_file_limit
 

@@ -115,3 +115,11 @@ def test_nobody_is_owed_what_nobody_is_there_to_hear():
     world.mesh.directory.close(world.gateway_record(gateway))
     world.mesh.finish([task], [b"result"], [0])
     assert (world.mesh.owed, world.mesh.tasks, world.mesh.task_bytes) == ({}, {}, 0)
+
+
+def test_when_the_bytes_midway_fall_every_stage_where_somebody_waits_is_looked_at():
+    world = World(stage("embed"), stage("rank"))
+    world.turn(world.gateway().submits(1))
+    world.mesh.midway.fell = True
+    assert world.mesh.next_awake() is world.stage("embed")
+    assert world.mesh.next_awake() is None and not world.mesh.midway.fell

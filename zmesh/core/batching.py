@@ -6,15 +6,21 @@ of them makes all others wait for a whole batch, and these are then the first fe
 halves that take turns for ever, each batch half full. A fixed window heals that and taxes everybody else: with one
 client it waits for nobody, and the window that is right for one load is wrong for the next.
 
-So a stage learns from its own traffic who is still to come, in two *windows* that both last `max_wait_seconds`:
+So a stage learns from its own traffic who is still to come, in *windows* that all last `max_wait_seconds`:
 
-* the *answer* window opens when a batch was answered: how many tasks follow an answer, and when;
+* the *answer* window opens when clients were answered: how many tasks follow, and when;
 * the *burst* window opens at a task that nobody expected: how many follow such a one, and when.
 
 With these forecasts waiting is a trade. Each further second costs every waiting task a second. Each task that comes in
 time for this batch, and that no other idle worker would take, saves the time until a worker is free again. A partial
 batch waits while some horizon saves more than `MARGIN` times its cost, never longer than `max_wait_seconds` after both
 a task and a worker were there, and it goes the moment the last one of the crowd is back.
+
+Where a route has several stages, its clients come back when the last one has answered: that opens the answer window of
+every stage of the route, since a quick first stage passes the crowd on before the window of the second is over. A third
+window, *onward*, opens when a stage has passed a batch on: behind it may be stages so quick that its clients are back
+before that window is over. And a later stage knows more than any window: which batches of the stages before it are
+running, how many tasks each brings, and when it should end.
 
 The windows go on counting whatever was decided: a decision to go must not hide the tasks that show it was wrong.
 """
@@ -23,6 +29,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from itertools import accumulate
 from math import ceil, inf
@@ -73,6 +80,7 @@ class Batcher:
         self._max_batch_size, self._max_wait, self._mode = max_batch_size, max_wait_seconds, mode
         edges = _bin_edges(max_wait_seconds)
         self._answer = _Window(edges)
+        self._onward = _Window(edges)
         self._burst = _Window(edges)
         self._services = _Services()
 
@@ -88,19 +96,26 @@ class Batcher:
 
     def arrived(self, now: float, count: int) -> None:
         """`count` tasks came in one message."""
-        if self._mode != "crowd" or self._answer.count(now, count):
-            return  # a client that comes back after its answer follows nobody's burst
+        if self._mode != "crowd" or self._answer.count(now, count) | self._onward.count(now, count):
+            return  # both counted: a client that comes back after its answer follows nobody's burst
         if now - self._burst.opened < self._max_wait:
             self._burst.count(now, count)
         else:
             self._burst.open(now, 0)  # those who came with the first need no waiting for
 
-    def answered(self, now: float, count: int, service_seconds: float, ok: bool) -> None:
-        """A batch of `count` tasks came back. Without one row that is `ok` its time says nothing about the model."""
-        if ok:
-            self._services.learn(now, count, service_seconds)
+    def ran(self, now: float, count: int, service_seconds: float) -> None:
+        """A batch of `count` tasks came back, at least one of them with a result: else its time says nothing."""
+        self._services.learn(now, count, service_seconds)
+
+    def answered(self, now: float, count: int) -> None:
+        """So many clients whose tasks came through here were answered, and may ask again."""
         if self._mode == "crowd":
             self._answer.open(now, count)
+
+    def passed_on(self, now: float, count: int) -> None:
+        """So many tasks went from here to the next stage; if that is quick their clients are back soon."""
+        if self._mode == "crowd":
+            self._onward.open(now, count)
 
     def due(
         self,
@@ -110,10 +125,12 @@ class Batcher:
         idle_since: float,
         idle_others: int,
         earliest_finish: float | None,
+        coming: Callable[[float], list[tuple[float, int]]] | None = None,
     ) -> float:
         """When to ask again about a partial batch and an idle worker; not later than `now` means go.
 
-        `earliest_finish` is when the first busy worker should be free, None when none is busy.
+        `earliest_finish` is when the first busy worker should be free, None when none is busy. `coming(now)` is when
+        the batches of the stages before this one should end, in order, and how many tasks of each come here.
         """
         if self._mode == "greedy":
             return now
@@ -128,7 +145,10 @@ class Batcher:
         price = MARGIN * waiting / saves  # tasks that must come per second of waiting
         room = self._max_batch_size - waiting
         again = self._answer.ask_again(now, end, price, idle_others, room)
+        again = again or self._onward.ask_again(now, end, price, idle_others, room)
         again = again or self._burst.ask_again(now, end, price, idle_others, room)
+        if not again and coming is not None:
+            again = _ask_again(coming(now), now, end, price, idle_others, room)
         return min(again, end) if again else now
 
     def reason(self, now: float, waiting: int, oldest: float, idle_since: float) -> Release:
@@ -141,6 +161,10 @@ class Batcher:
             return Release.WINDOW
         return Release.CROWD
 
+    def ends(self, started: float, now: float) -> float:
+        """When a batch that runs since `started` should end; inf if nothing is known of that."""
+        return now + self._services.remaining(now - started)
+
     def prefetch_pays(self) -> bool:
         """Whether a full batch may wait at a busy worker: not where batches are slow, or take anything between."""
         return self._services.are_short_and_even
@@ -148,6 +172,18 @@ class Batcher:
     def shortest(self, now: float) -> float | None:
         """The least a batch took lately, None unless enough were seen in the last minute to rely on it."""
         return self._services.shortest(now)
+
+
+def _ask_again(coming: list[tuple[float, int]], now: float, end: float, price: float, others: int, room: int) -> float:
+    """When the first of these should be here for whom waiting pays, else 0.0; one that is late is here in a moment."""
+    company = -others
+    for when, count in coming:
+        if when > end:
+            break
+        company += count
+        if min(company, room) > price * (when - now):
+            return max(when, now + FIRST_BIN_SECONDS) + JUST_AFTER_SECONDS
+    return 0.0
 
 
 def _bin_edges(length: float) -> list[float]:
@@ -271,6 +307,8 @@ class _Services:
     def remaining(self, elapsed: float) -> float:
         """What is left of a batch that runs for so long: as of others as long; past all of them 0; stuck, inf."""
         times, shorter = self._times, bisect_right(self._times, elapsed)
+        if not times:
+            return inf
         if shorter < len(times):
             return self._longer[shorter] / (len(times) - shorter) - elapsed
         return 0.0 if elapsed < STUCK_FACTOR * times[-1] else inf

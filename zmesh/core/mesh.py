@@ -35,6 +35,8 @@ class Mesh:
         self.stages = [StageRecord(stage, index, self.midway) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
+        for route in self.routes.values():
+            self._connect(route)
         self.tasks: dict[TaskId, Task] = {}
         self.task_bytes = 0
         self.leases: dict[LeaseId, Lease] = {}
@@ -52,6 +54,15 @@ class Mesh:
         self.owed: dict[SessionId, Gateway] = {}  # gateways to reply to in this turn
         self.held: dict[SessionId, Gateway] = {}  # gateways whose tasks are not leased, see `hold`
         self._story: deque[tuple[float, str, object, list[TaskId]]] = deque(maxlen=limits.story_steps_max)
+
+    def _connect(self, route: Route) -> None:
+        """Tell its stages of one another."""
+        path = [self.stages[index] for index in route.stages]
+        for stage, following in zip(path, [*path[1:], None], strict=True):
+            stage.is_alone = stage.is_alone and len(path) == 1
+            stage.after[following.index if following else None] = None
+            if following is not None and stage not in following.before:
+                following.before.append(stage)
 
     def end_in(self, seconds: float, worker: Worker) -> None:
         """Nothing will be expected of this worker any more after so long; what was said before does not hold."""
@@ -100,6 +111,24 @@ class Mesh:
             stage.queue.push(tasks)
         stage.batcher.arrived(self.now, len(tasks))
         self.awake[stage.index] = stage
+
+    def answered(self, stage: StageRecord, tasks: list[Task]) -> None:
+        """A batch of these came back: whose task is done may ask again, and every stage of its route may expect it."""
+        if stage.is_alone:
+            stage.batcher.answered(self.now, len(tasks))
+            return
+        routes: dict[Route, int] = {}
+        for task in tasks:
+            if task.state is TaskState.DONE:
+                routes[task.route] = routes.get(task.route, 0) + 1
+        if onward := len(tasks) - sum(routes.values()):
+            stage.batcher.passed_on(self.now, onward)
+        stages: dict[int, int] = {}
+        for route, count in routes.items():
+            for index in route.stages:
+                stages[index] = stages.get(index, 0) + count
+        for index, count in stages.items():
+            self.stages[index].batcher.answered(self.now, count)
 
     def leave(self, task: Task) -> None:
         """Take back what a task's present state counts, before it changes."""

@@ -71,7 +71,9 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
         lease.succeeded = lease.succeeded or OK in results.statuses  # whoever wants it
         if lease.is_open and not lease.is_free:
             service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
-            stage.batcher.answered(mesh.now, taken, service, good > 0)
+            if good:
+                stage.batcher.ran(mesh.now, taken, service)
+            mesh.answered(stage, [lease.tasks[row] for row in results.rows])
     _send_on(mesh, onward)
     mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
 

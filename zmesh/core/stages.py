@@ -78,6 +78,9 @@ class StageRecord:
         self.batch_size = Histogram(SIZE_BOUNDS)
         self.batch_seconds = Histogram(SECONDS_BOUNDS)
         self.queue_seconds = Histogram(SECONDS_BOUNDS)
+        self.before: list[StageRecord] = []  # the stages whose results come here
+        self.after: dict[int | None, None] = {}  # where its results go; None is their gateway
+        self.is_alone = True  # the only one of every route that leads here
         self.leased = 0  # tasks with workers
         self.failing: str | None = None  # one line
         self.traceback = ""  # the whole of it
@@ -147,12 +150,26 @@ class StageRecord:
         oldest = self.queue.oldest()
         others = len(crew.idle) - 1
         finish = crew.earliest_finish(batcher.service)
-        due = batcher.due(now, waiting, oldest, worker.idle_since, others, finish)
+        coming = self._coming if self.before else None
+        due = batcher.due(now, waiting, oldest, worker.idle_since, others, finish, coming)
         if due > now:
             self.wake = due
             return None
         size = -(-waiting // (others + 1)) if self.plan.spread else waiting
         return Choice(worker, size, batcher.reason(now, waiting, oldest, worker.idle_since), False)
+
+    def _coming(self, now: float) -> list[tuple[float, int]]:
+        """When the batches of the stages before this one should end, and how many tasks of each come here."""
+        found = []
+        for stage in self.before:
+            for worker in stage.crew.busy.values():
+                lease = worker.oldest()
+                assert lease is not None, "who is busy has a lease"
+                count = lease.left
+                if len(stage.after) > 1:
+                    count = sum(task.lease is lease and task.stage_after == self.index for task in lease.tasks)
+                found.append((stage.batcher.ends(lease.started, now), count))
+        return sorted(found)
 
     def count_lease(self, batch: list[Task], reason: Release, now: float) -> None:
         """A batch leaves; its tasks' time in the queue is over."""

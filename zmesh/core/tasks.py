@@ -165,6 +165,11 @@ class Task:
         return self.route.stages[self.hop]
 
     @property
+    def stage_after(self) -> int | None:
+        """Where its result goes; None if that is its answer."""
+        return None if self.is_last_hop else self.route.stages[self.hop + 1]
+
+    @property
     def is_last_hop(self) -> bool:
         return self.hop == self.route.last
 

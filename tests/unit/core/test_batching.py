@@ -13,25 +13,31 @@ SERVICE = 0.010
 CYCLE = 0.020  # from one answer to the next
 
 
+def answered(batcher: Batcher, now: float, count: int, service: float) -> None:
+    """A batch of the last stage came back."""
+    batcher.ran(now, count, service)
+    batcher.answered(now, count)
+
+
 def taught(batcher: Batcher, returns: Iterable[float], rounds: int = 30, service: float = SERVICE) -> float:
     """Let the same tasks come back after each answer, at these times after it. Returns when the last answer was."""
     now = 0.0
     returns = sorted(returns)
     for _ in range(rounds):
         now += CYCLE
-        batcher.answered(now, len(returns), service, True)
+        answered(batcher, now, len(returns), service)
         for after in returns:
             batcher.arrived(now + after, 1)
     now += CYCLE
-    batcher.answered(now, len(returns), service, True)
+    answered(batcher, now, len(returns), service)
     return now
 
 
 def bursts(batcher: Batcher, follow: Iterable[float], rounds: int = 30) -> float:
     """Let a task nobody expects be followed by others, at these times after it. Returns when the next one comes."""
-    batcher.answered(0.0, 1, SERVICE, True)
+    answered(batcher, 0.0, 1, SERVICE)
     for _ in range(8):  # learn that nobody follows an answer
-        batcher.answered(0.0 + _ * CYCLE, 1, SERVICE, True)
+        answered(batcher, 0.0 + _ * CYCLE, 1, SERVICE)
     now = 1.0
     for _ in range(rounds):
         batcher.arrived(now, 1)
@@ -148,7 +154,7 @@ def test_short_services_are_worth_less_waiting_than_long_ones():
 def test_smaller_batch_is_followed_by_as_many_as_usual():
     batcher = Batcher(MOST, WAIT)
     now = taught(batcher, CROWD) + CYCLE
-    batcher.answered(now, 2, SERVICE, True)  # the other 14 of the crowd are held up elsewhere
+    answered(batcher, now, 2, SERVICE)  # the other 14 of the crowd are held up elsewhere
     batcher.arrived(now + 0.0010, 1)
     batcher.arrived(now + 0.0011, 1)
     assert due(batcher, now + 0.0011, 2) > now + 0.0011
@@ -157,7 +163,7 @@ def test_smaller_batch_is_followed_by_as_many_as_usual():
 def test_larger_batch_is_followed_by_its_share():
     batcher = Batcher(MOST, WAIT)
     now = taught(batcher, CROWD[:4]) + CYCLE
-    batcher.answered(now, 16, SERVICE, True)
+    answered(batcher, now, 16, SERVICE)
     for _ in range(4):
         batcher.arrived(now + 0.0005, 1)
     assert due(batcher, now + 0.0005, 4) > now + 0.0005
@@ -168,7 +174,7 @@ def test_window_that_the_next_answer_cuts_short_keeps_its_forecast():
     now = taught(batcher, CROWD)
     for _ in range(50):  # answers that follow at once, from other workers
         now += 0.0002
-        batcher.answered(now, 1, SERVICE, True)
+        answered(batcher, now, 1, SERVICE)
     batcher.arrived(now + 0.0005, 1)
     assert due(batcher, now + 0.0005) > now + 0.0005
 
@@ -177,7 +183,7 @@ def test_answers_at_the_same_moment_teach_nothing():
     batcher = Batcher(MOST, WAIT)
     now = taught(batcher, CROWD)
     for _ in range(50):
-        batcher.answered(now, 1, SERVICE, True)
+        answered(batcher, now, 1, SERVICE)
     batcher.arrived(now + 0.0005, 1)
     assert due(batcher, now + 0.0005) > now + 0.0005
 
@@ -187,7 +193,7 @@ def test_old_crowd_is_forgotten():
     now = taught(batcher, CROWD)
     for _ in range(60):  # a single client is left, and comes back late
         now += CYCLE
-        batcher.answered(now, 1, SERVICE, True)
+        answered(batcher, now, 1, SERVICE)
         batcher.arrived(now + 0.010, 1)
     assert due(batcher, now + 0.010) == now + 0.010
 
@@ -260,17 +266,94 @@ def test_burst_that_hits_an_answer_is_still_a_burst():
     for turn in range(60):  # bursts, of which every third happens to follow an answer
         now += CYCLE
         if turn % 3:
-            batcher.answered(now - 0.010, 17, SERVICE, True)
-        batcher.answered(now, 17, SERVICE, True)
+            answered(batcher, now - 0.010, 17, SERVICE)
+        answered(batcher, now, 17, SERVICE)
         if turn % 3 == 0:
             batcher.arrived(now + 0.001, 1)
             for after in CROWD:
                 batcher.arrived(now + 0.001 + after, 1)
     now += CYCLE
-    batcher.answered(now, 17, SERVICE, True)
+    answered(batcher, now, 17, SERVICE)
     batcher.arrived(now + 0.003, 1)
     assert batcher._burst.opened == now + 0.003
     assert due(batcher, now + 0.003) > now + 0.003
+
+
+# ── several stages ──
+
+
+def passes(batcher: Batcher, returns: Iterable[float], rounds: int = 30) -> float:
+    """A first stage whose tasks go on to a quick second one, and whose clients are back at these times after that."""
+    now, returns = 0.0, sorted(returns)
+    for _ in range(rounds):
+        now += CYCLE
+        batcher.ran(now, len(returns), SERVICE)
+        batcher.passed_on(now, len(returns))
+        for after in returns:
+            batcher.arrived(now + after, 1)
+    return now
+
+
+def test_clients_of_a_quick_next_stage_are_waited_for():
+    batcher = Batcher(MOST, WAIT)
+    now = passes(batcher, [0.003] * 8) + CYCLE
+    batcher.passed_on(now, 8)
+    assert due(batcher, now + 0.0005, 8) > now + 0.0005, "8 x 10 ms against 8 x 2.5 ms"
+    assert due(batcher, now + 0.0005, 31) == now + 0.0005
+    batcher.arrived(now + 0.003, 1)
+    assert batcher._burst.opened == float("-inf"), "they follow nobody's burst"
+
+
+def test_clients_of_a_slow_next_stage_are_not():
+    batcher = Batcher(MOST, WAIT)
+    now = passes(batcher, [0.008] * 8) + CYCLE
+    batcher.passed_on(now, 8)
+    assert due(batcher, now + 0.0005, 1) == now + 0.0005
+
+
+def test_stage_that_does_not_learn_takes_no_notice_of_what_it_passes_on():
+    batcher = Batcher(MOST, WAIT, "greedy")
+    passes(batcher, CROWD)
+    assert batcher._onward.opened == float("-inf")
+
+
+def test_batch_waits_for_one_of_the_stage_before_that_ends_in_time():
+    batcher = Batcher(MOST, WAIT)
+    batcher.ran(0.0, 4, SERVICE)
+    coming = [(1.002, 4), (1.004, 8)]
+    assert due(batcher, 1.0, 4, coming=lambda now: coming) == pytest.approx(1.002), "4 x 10 ms against 4 x 2 ms"
+    assert due(batcher, 1.0, 14, coming=lambda now: coming) == pytest.approx(1.004), "only the second is worth it"
+    assert due(batcher, 1.0, 31, coming=lambda now: coming) == 1.0, "there is room for one"
+    assert due(batcher, 1.0, 4, coming=lambda now: []) == 1.0
+
+
+def test_what_other_idle_workers_take_is_not_waited_for():
+    batcher = Batcher(MOST, WAIT)
+    batcher.ran(0.0, 4, SERVICE)
+    coming = [(1.002, 4), (1.0021, 4)]
+    assert due(batcher, 1.0, 4, coming=lambda now: coming, idle_others=3) == pytest.approx(1.0021)
+    assert due(batcher, 1.0, 4, coming=lambda now: coming, idle_others=8) == 1.0
+
+
+def test_nobody_waits_for_a_batch_that_ends_after_the_window():
+    batcher = Batcher(MOST, WAIT)
+    batcher.ran(0.0, 4, SERVICE)
+    assert due(batcher, 1.0, coming=lambda now: [(1.0 + WAIT + 0.0001, 32)]) == 1.0
+    assert due(batcher, 1.0, oldest=0.999, idle_since=0.998, coming=lambda now: [(1.0045, 32)]) == 1.0
+
+
+def test_batch_that_is_late_is_asked_for_again_in_a_moment():
+    batcher = Batcher(MOST, WAIT)
+    batcher.ran(0.0, 4, SERVICE)
+    assert 1.0001 < due(batcher, 1.0, coming=lambda now: [(now, 4)]) < 1.0002
+
+
+def test_end_of_a_batch_is_known_from_those_that_took_as_long():
+    batcher = Batcher(MOST, WAIT)
+    assert batcher.ends(1.0, 1.001) == float("inf"), "nothing is known yet"
+    batcher.ran(0.0, 4, SERVICE)
+    assert batcher.ends(1.0, 1.001) == pytest.approx(1.0 + SERVICE)
+    assert batcher.ends(1.0, 1.012) == 1.012, "any moment now"
 
 
 # ── what waiting saves ──
@@ -310,7 +393,7 @@ def test_worker_of_uneven_batches_is_expected_by_those_that_were_as_long():
     now = 0.0
     for turn in range(40):
         now += CYCLE
-        batcher.answered(now, 16, (0.002, 0.018)[turn % 2], True)
+        answered(batcher, now, 16, (0.002, 0.018)[turn % 2])
         for after in CROWD:
             batcher.arrived(now + after, 1)
     assert batcher._services.remaining(0.001) == pytest.approx(0.009)
@@ -334,12 +417,12 @@ def test_time_that_grows_with_the_batch_is_not_saved_by_waiting():
     for _ in range(60):
         now += CYCLE
         size = random.randint(1, MOST)
-        batcher.answered(now, size, 0.001 * size, True)
+        answered(batcher, now, size, 0.001 * size)
         for after in CROWD:
             batcher.arrived(now + after, 1)
     assert batcher.service > 0.005
     batcher.arrived(now + CYCLE, 1)
-    batcher.answered(now + CYCLE, 16, 0.016, True)
+    answered(batcher, now + CYCLE, 16, 0.016)
     batcher.arrived(now + CYCLE + CROWD[0], 1)
     assert due(batcher, now + CYCLE + CROWD[0]) == now + CYCLE + CROWD[0]
 
@@ -350,14 +433,14 @@ def test_intercept_is_what_a_batch_takes_before_its_first_task(fixed: float, per
     random = Random(2)
     for turn in range(200):
         size = random.randint(1, MOST)
-        batcher.answered(turn * CYCLE, size, fixed + per_task * size, True)
+        answered(batcher, turn * CYCLE, size, fixed + per_task * size)
     assert batcher._services.intercept == pytest.approx(fixed, abs=1e-6)
 
 
 def test_intercept_of_batches_of_one_size_is_their_mean():
     batcher = Batcher(MOST, WAIT)
     for turn in range(50):
-        batcher.answered(turn * CYCLE, 16, 0.010 + 0.001 * (turn % 2), True)
+        answered(batcher, turn * CYCLE, 16, 0.010 + 0.001 * (turn % 2))
     assert batcher._services.intercept == batcher.service == pytest.approx(0.0105, abs=0.0002)
 
 
@@ -366,7 +449,7 @@ def test_noise_over_nearly_equal_sizes_is_not_taken_for_a_slope():
     random = Random(3)
     intercepts = []
     for turn in range(1000):
-        batcher.answered(turn * CYCLE, 31 + random.randint(0, 1), random.lognormvariate(-4.6, 0.2), True)
+        answered(batcher, turn * CYCLE, 31 + random.randint(0, 1), random.lognormvariate(-4.6, 0.2))
         intercepts.append(batcher._services.intercept)
     intercepts.sort()
     assert intercepts[100] > 0.008, "in nine of ten moments it is near the mean of 10 ms"
@@ -377,9 +460,9 @@ def test_slope_is_remembered_while_all_batches_have_one_size():
     random = Random(4)
     for turn in range(100):
         size = random.randint(1, MOST)
-        batcher.answered(turn * CYCLE, size, 0.001 * size * random.lognormvariate(0, 0.2), True)
+        answered(batcher, turn * CYCLE, size, 0.001 * size * random.lognormvariate(0, 0.2))
     for turn in range(100, 1100):
-        batcher.answered(turn * CYCLE, MOST, 0.032 * random.lognormvariate(0, 0.2), True)
+        answered(batcher, turn * CYCLE, MOST, 0.032 * random.lognormvariate(0, 0.2))
     assert batcher._services.intercept < 0.006
 
 
@@ -388,21 +471,21 @@ def test_slope_that_is_no_more_is_forgotten():
     random = Random(5)
     for turn in range(400):
         size = random.randint(1, MOST)
-        batcher.answered(turn * CYCLE, size, 0.001 * size if turn < 100 else SERVICE, True)
+        answered(batcher, turn * CYCLE, size, 0.001 * size if turn < 100 else SERVICE)
     assert batcher._services.intercept == pytest.approx(SERVICE, rel=0.05)
 
 
 def test_slope_too_small_to_square_is_none():
     batcher = Batcher(MOST, WAIT)
     for turn in range(20):
-        batcher.answered(turn * CYCLE, 1 + turn, 1e-170 * (1 + turn), True)
+        answered(batcher, turn * CYCLE, 1 + turn, 1e-170 * (1 + turn))
     assert batcher._services.intercept == batcher.service
 
 
 def test_larger_batches_that_are_faster_change_nothing():
     batcher = Batcher(MOST, WAIT)
     for turn in range(50):
-        batcher.answered(turn * CYCLE, 1 + turn % 2, 0.010 - 0.001 * (turn % 2), True)
+        answered(batcher, turn * CYCLE, 1 + turn % 2, 0.010 - 0.001 * (turn % 2))
     assert batcher._services.intercept == batcher.service
 
 
@@ -451,17 +534,17 @@ def test_each_batch_says_why_it_left():
 
 def test_service_follows_the_newest_batches():
     batcher = Batcher(MOST, WAIT)
-    batcher.answered(1.0, 4, 0.030, True)
+    answered(batcher, 1.0, 4, 0.030)
     assert batcher.service == 0.030
     for turn in range(40):
-        batcher.answered(1.1 + turn, 4, 0.010, True)
+        answered(batcher, 1.1 + turn, 4, 0.010)
     assert batcher.service == pytest.approx(0.010, rel=0.01)
 
 
-def test_batch_without_a_good_row_opens_the_window_and_teaches_nothing_of_time():
+def test_clients_come_back_after_answers_whatever_the_batch_took():
     batcher = Batcher(MOST, WAIT)
     now = taught(batcher, CROWD) + CYCLE
-    batcher.answered(now, 16, 0.000001, False)
+    batcher.answered(now, 16)
     assert batcher.service == pytest.approx(SERVICE)
     batcher.arrived(now + CROWD[0], 1)
     assert due(batcher, now + CROWD[0]) > now + CROWD[0]
@@ -469,7 +552,7 @@ def test_batch_without_a_good_row_opens_the_window_and_teaches_nothing_of_time()
 
 def test_modes_that_do_not_learn_of_crowds_learn_of_time():
     batcher = Batcher(1, WAIT)
-    batcher.answered(1.0, 1, SERVICE, True)
+    answered(batcher, 1.0, 1, SERVICE)
     assert batcher.service == SERVICE
 
 
@@ -477,35 +560,35 @@ def test_prefetch_pays_until_batches_are_known_to_be_slow():
     batcher = Batcher(MOST, WAIT)
     assert batcher.prefetch_pays()
     for turn in range(20):
-        batcher.answered(turn, 4, 0.050, True)
+        answered(batcher, turn, 4, 0.050)
     assert batcher.prefetch_pays()
     for turn in range(20, 30):
-        batcher.answered(turn, 4, 0.060, True)
+        answered(batcher, turn, 4, 0.060)
     assert not batcher.prefetch_pays()
 
 
 def test_prefetch_does_not_pay_where_batches_vary_widely():
     batcher = Batcher(MOST, WAIT)
     for turn in range(7):
-        batcher.answered(turn, 4, 0.020 if turn % 3 == 0 else 0.005, True)
+        answered(batcher, turn, 4, 0.020 if turn % 3 == 0 else 0.005)
     assert batcher.prefetch_pays(), "seven are too few to know"
-    batcher.answered(8.0, 4, 0.005, True)
+    answered(batcher, 8.0, 4, 0.005)
     assert not batcher.prefetch_pays()
 
 
 def test_one_slow_batch_of_many_does_not_stop_prefetch():
     batcher = Batcher(MOST, WAIT)
     for turn in range(40):
-        batcher.answered(turn, 4, 0.040 if turn == 20 else 0.010, True)
+        answered(batcher, turn, 4, 0.040 if turn == 20 else 0.010)
     assert batcher.prefetch_pays()
 
 
 def test_shortest_is_known_from_twenty_batches_within_a_minute():
     batcher = Batcher(MOST, WAIT)
     for turn in range(19):
-        batcher.answered(turn, 4, 0.010 + 0.001 * turn, True)
+        answered(batcher, turn, 4, 0.010 + 0.001 * turn)
     assert batcher.shortest(19.0) is None
-    batcher.answered(19.0, 4, 0.029, True)
+    answered(batcher, 19.0, 4, 0.029)
     assert batcher.shortest(19.0) == pytest.approx(0.014), "of the last 16"
     assert batcher.shortest(60.0) == pytest.approx(0.014)
     assert batcher.shortest(60.1) is None, "one of the twenty is too old"
@@ -517,8 +600,7 @@ def test_a_client_that_comes_back_after_its_answer_is_no_part_of_a_burst():
     for turn in range(2000):
         batcher.arrived(now, 1)
         waited += turn > 200 and batcher.due(now, 1, now, now - WAIT / 50, 0, None) > now
-        answered = now + WAIT / 10
-        batcher.answered(answered, 1, WAIT / 10, True)
-        pause = 2 * WAIT if turn % 20 == 19 else dice.uniform(0.01, 0.03) * WAIT
-        now = answered + pause
+        now += WAIT / 10
+        answered(batcher, now, 1, WAIT / 10)
+        now += 2 * WAIT if turn % 20 == 19 else dice.uniform(0.01, 0.03) * WAIT
     assert waited < 20, f"waited for nobody {waited} times of 1800"

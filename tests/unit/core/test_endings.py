@@ -203,7 +203,7 @@ def test_a_group_that_dies_is_halved_until_the_guilty_one_is_alone():
     scene = Scene(rows=8)
     for id in range(1, 9):
         scene.world.task(id).deadline = scene.world.now + 2.0
-    scene.stage.batcher.answered(scene.world.now, 8, 1.0, ok=True)
+    scene.stage.batcher.ran(scene.world.now, 8, 1.0)
     sizes, kills, worker = [], 1, scene.w1
     scene.dies(worker, SEGFAULT, lease=1)
     while scene.world.mesh.tasks:

@@ -1,5 +1,7 @@
 """One stage: who gets how many, now or later; and what is counted when a batch leaves."""
 
+import pytest
+
 from tests.unit.core.world import SEGFAULT, WorkerPeer, World, stage
 from zmesh.core.batching import Release
 from zmesh.core.stages import Histogram, StageRecord
@@ -88,6 +90,65 @@ def test_a_burst_goes_to_one_worker_unless_the_stage_spreads():
         world.worker("w1", credit=1)
         world.worker("w2", credit=1)
         assert world.turn(world.gateway().submits(1, 2, 3)) == expected
+
+
+# Several stages
+
+
+def two_stages(**routes: list[str]) -> World:
+    """`embed` and `rank`, which both learn; unless `routes` say otherwise /go leads through both."""
+    settings = {"batching": "crowd", "max_batch_size": 8, "max_wait_ms": 5.0}
+    paths = {f"/{path}": names for path, names in routes.items()}
+    return World(stage("embed", **settings), stage("rank", **settings), routes=paths or None)
+
+
+def test_a_partial_batch_waits_for_the_one_that_the_stage_before_has_nearly_done():
+    world = two_stages()
+    gateway = world.gateway()
+    one, other, last = [world.worker(name, of, credit=1) for name, of in (("e1", ""), ("e2", ""), ("r", "rank"))]
+    world.turn(gateway.submits(1))
+    assert world.turn(one.finishes(1), after=0.010) == ["r ← TASKS 2: 1"]
+    world.turn(last.finishes(2), after=0.010)
+    assert world.turn(gateway.submits(2, 3), after=0.5) == ["e2 ← TASKS 3: 2 3"]
+    assert world.turn(gateway.submits(4, 5), after=0.002) == ["e1 ← TASKS 4: 4 5, ACK 1"]
+    assert world.turn(other.finishes(3), after=0.008) == []
+    assert world.now + 0.002 < world.dispatcher.next_wakeup() < world.now + 0.0021
+    assert world.turn(one.finishes(4), after=0.002)[0] == "r ← TASKS 5: 2 3 4 5, ACK 2"
+
+
+def test_only_those_count_whose_next_stage_it_is():
+    world = two_stages(both=["embed", "rank"], one=["embed"], last=["rank"])
+    gateway = world.gateway()
+    world.worker("e1", credit=1)
+    world.worker("e2", credit=1)
+    world.turn(gateway.submits(1, 2, route="/both"), gateway.submits(3, route="/one"))
+    world.turn(gateway.submits(4, route="/both"), after=0.001)
+    world.stage("embed").batcher.ran(world.now, 1, 0.010)
+    assert world.stage("rank")._coming(world.now) == [(pytest.approx(100.010), 2), (pytest.approx(100.011), 1)]
+
+
+def test_clients_of_a_route_come_back_to_every_stage_of_it_when_its_last_one_has_answered():
+    world = two_stages()
+    gateway, first, last = world.gateway(), world.worker("e", credit=1), world.worker("r", "rank", credit=1)
+    embed, rank = world.stage("embed").batcher, world.stage("rank").batcher
+    world.turn(gateway.submits(1, 2))
+    world.turn(first.finishes(1), after=0.010)
+    assert embed._answer.opened == rank._answer.opened == rank._onward.opened == float("-inf")
+    assert embed._onward.opened == world.now
+    world.turn(last.finishes(2), after=0.010)
+    assert embed._answer.opened == rank._answer.opened == world.now
+    assert embed._answer._expected == rank._answer._expected == 2
+    assert embed._onward.opened < world.now and rank._onward.opened == float("-inf")
+
+
+def test_routes_that_share_a_stage_are_told_apart():
+    world = two_stages(both=["embed", "rank"], last=["rank"])
+    gateway, first, last = world.gateway(), world.worker("e", credit=1), world.worker("r", "rank", credit=1)
+    world.turn(gateway.submits(1, 2, 3, route="/both"))
+    world.turn(first.finishes(1), gateway.submits(4, route="/last"), after=0.010)
+    world.turn(last.finishes(2), after=0.010)
+    assert world.stage("embed").batcher._answer._expected == 3
+    assert world.stage("rank").batcher._answer._expected == 4
 
 
 # Suspects

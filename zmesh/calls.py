@@ -212,7 +212,7 @@ class Calls:
 
     def denied(self, path: str, body: bytes) -> Payload | None:
         """What was answered to the same body a moment ago, when it killed its workers."""
-        return self._denied.answer(path, body, self.clock()) if self._denied else None
+        return self._denied.answer(path, body, self.clock()) if self._denied.bodies else None
 
     def submit(self, call: Call, headers: Mapping[bytes, bytes], timeout: float, now: float) -> None:
         """Hand over a request whose body is here: later its `done` gets the outcome, and `settle` follows.

@@ -91,38 +91,38 @@ class DenyList:
 
     def __init__(self) -> None:
         self._key = os.urandom(16)
-        self._denied: OrderedDict[bytes, _Denied] = OrderedDict()  # by digest, in the order of their ends
+        self.bodies: OrderedDict[bytes, _Denied] = OrderedDict()  # by digest, in the order of their ends; for reading
         self._sizes: Counter[tuple[str, int]] = Counter()  # what is worth hashing
 
     def __len__(self) -> int:
-        return len(self._denied)
+        return len(self.bodies)
 
     def add(self, path: str, body: Payload, answer: Payload, now: float) -> None:
         """From now on this body gets this answer on this route."""
         digest = self._digest(path, body)
-        if digest in self._denied:
+        if digest in self.bodies:
             self._drop(digest)
-        self._denied[digest] = _Denied(now + DENIED_SECONDS, path, len(body), answer)
+        self.bodies[digest] = _Denied(now + DENIED_SECONDS, path, len(body), answer)
         self._sizes[path, len(body)] += 1
-        if len(self._denied) > DENIED_MAX:
-            self._drop(next(iter(self._denied)))
+        if len(self.bodies) > DENIED_MAX:
+            self._drop(next(iter(self.bodies)))
 
     def answer(self, path: str, body: Payload, now: float) -> Payload | None:
         """What this body is answered without being tried; None when it is not denied."""
-        while self._denied and next(iter(self._denied.values())).until <= now:
-            self._drop(next(iter(self._denied)))
+        while self.bodies and next(iter(self.bodies.values())).until <= now:
+            self._drop(next(iter(self.bodies)))
         if (path, len(body)) not in self._sizes:
             return None
-        found = self._denied.get(self._digest(path, body))
+        found = self.bodies.get(self._digest(path, body))
         return None if found is None else found.answer
 
     def forget(self, path: str) -> None:
         """What was learned of this route does not hold."""
-        for digest in [digest for digest, denied in self._denied.items() if denied.path == path]:
+        for digest in [digest for digest, denied in self.bodies.items() if denied.path == path]:
             self._drop(digest)
 
     def _drop(self, digest: bytes) -> None:
-        denied = self._denied.pop(digest)
+        denied = self.bodies.pop(digest)
         self._sizes[denied.path, denied.size] -= 1
         if not self._sizes[denied.path, denied.size]:
             del self._sizes[denied.path, denied.size]

@@ -226,12 +226,16 @@ class LaneConnection(Connection):
     def _take(self, path: str, headers: Mapping[bytes, bytes], body: bytes, *, keep_alive: bool) -> bool:
         """Hand the request over; False when it is not for the lane."""
         calls = self.calls
-        if not 0 < len(body) <= min(LANE_BODY_BYTES_MAX, calls.body_bytes_max):
-            return False
-        if b"expect" in headers or calls.is_draining:
+        size = len(body)
+        if (
+            not 0 < size <= LANE_BODY_BYTES_MAX
+            or size > calls.body_bytes_max
+            or b"expect" in headers
+            or calls.is_draining
+        ):
             return False
         now, door = calls.clock(), calls.doors[path]
-        if calls.why_not(door, len(body), now, len(calls)) or calls.denied(path, body) is not None:
+        if calls.why_not(door, size, now, len(calls)) or calls.denied(path, body) is not None:
             return False
         try:
             timeout = calls.timeout_of(headers)
@@ -240,7 +244,7 @@ class LaneConnection(Connection):
         reply = _Reply(path, door, headers, now)
         reply.connection, reply.keep_alive = self, keep_alive
         reply.response_complete = reply.disconnected = False
-        reply.body, reply.size = body, len(body)
+        reply.body, reply.size = body, size
         self.cycle = reply  # type: ignore[assignment]  # it stands in for one
         calls.hold(reply)
         try:

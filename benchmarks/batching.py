@@ -15,7 +15,6 @@ windows, and where there are two stages of the 25 pairs of them (one seed of eac
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import re
@@ -23,10 +22,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from benchmarks.report import conclude
 from benchmarks.simulated import Core, Crew, Load, World
 
 __all__ = ["Cell", "Job", "run_cells", "run_worst", "verdict"]
@@ -304,11 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(f"{job.row}: {job.load.text}" for job in jobs) or f"no cell is called {given.only!r}")
         return int(not jobs)
     cells = run_cells(jobs, report=lambda cell: print(cell.text, flush=True))
-    good, text = verdict(cells)
-    print(f"{text} ({len(cells)} cells, {time.perf_counter() - started:.0f} s)")
-    if given.json:
-        given.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
-    return 0 if good else 1
+    return conclude(cells, verdict(cells), time.perf_counter() - started, given.json)
 
 
 if __name__ == "__main__":

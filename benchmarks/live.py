@@ -3,7 +3,7 @@
     ./scripts/bench live                                every cell, about twelve minutes
     ./scripts/bench live --only '2 x 10 ms' --rounds 3
     ./scripts/bench live --list
-    ./scripts/bench live --mosec PYTHON                 mosec is installed there; default $ZMESH_PEERS/mosec/bin/python
+    ./scripts/bench live --installed-only               without mosec if it is not there
 
 A model that sleeps 2, 10 or 50 ms per batch of up to 32, one or two workers. All six ways of batching are stages of one
 mesh, so that they share everything else; `crowd` and mosec have a max_wait_time of 10 ms, the fixed windows are 0, 1,
@@ -17,24 +17,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby, product
 from pathlib import Path
 from statistics import median
 
 from benchmarks.burst_load import bursts
 from benchmarks.load import one_client, wrk
-from tests.harness import ZMESH, RunningMesh, running, wait_until
+from benchmarks.report import conclude
+from benchmarks.sides import APPS, Side, mosec, prepare, serving, zmesh
+from tests.harness import ZMESH, RunningMesh
 
-APPS = Path(__file__).parent / "apps"
 MAX_BATCH_SIZE, MAX_WAIT_MS = 32, 10
 WINDOWS_MS = (0, 1, 2, 5, 10)
 CLIENTS = (8, 32, 64, 128)
@@ -137,28 +136,16 @@ def loads() -> Iterator[Load]:
 # ── running them ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def serving(side: str, load: Load, mosec: str) -> AbstractContextManager[RunningMesh]:
-    """Either server with the model of this load, on a free port, and up."""
-    env = {
-        "LIVE_MS": str(load.service_ms),
-        "LIVE_WORKERS": str(load.workers),
-        "LIVE_BATCH": str(MAX_BATCH_SIZE),
-        "LIVE_WAIT": str(MAX_WAIT_MS),
-        "LIVE_WINDOWS": ",".join(map(str, WINDOWS_MS)),
-    }
-    if side == "zmesh":
-        return running(APPS / "live.py", "--timeout", "30000", env=env)
-    return running("", "--timeout", "30000", command=[mosec, str(APPS / "live_mosec.py")], env=env, up=_is_up)
-
-
-def _is_up(mesh: RunningMesh) -> None:
-    def answers() -> bool:
-        try:
-            return mesh.post("/crowd", b'{"x": 1}').status == 200
-        except OSError:
-            return False
-
-    wait_until(answers, 60, "mosec to answer")
+def contenders(load: Load) -> list[Side]:
+    """Both servers with the model of this load."""
+    common = {"MS": load.service_ms, "BATCH": MAX_BATCH_SIZE, "WAIT": MAX_WAIT_MS}
+    ours = {f"LIVE_{name}": value for name, value in common.items()}
+    theirs = {f"MODEL_{name}": value for name, value in common.items()}
+    windows = ",".join(map(str, WINDOWS_MS))
+    return [
+        zmesh("zmesh", "", APPS / "live.py", LIVE_WORKERS=load.workers, LIVE_WINDOWS=windows, **ours).at("/crowd"),
+        mosec("mosec", "", APPS / "model_mosec.py", MODEL_NUM=load.workers, **theirs).at("/model"),
+    ]
 
 
 def measure(mesh: RunningMesh, cell: Cell, name: str, route: str, seconds: float) -> None:
@@ -203,17 +190,16 @@ def poisson(url: str, rate: float, seconds: float) -> float:
     return float(result["latency"]["mean_ms"]) / 1000
 
 
-def run_group(group: Sequence[Load], rounds: int, seconds: float, mosec: str) -> Iterator[Cell]:
+def run_group(group: Sequence[Load], rounds: int, seconds: float, sides: Sequence[Side]) -> Iterator[Cell]:
     """All loads of the same workers, on the same two servers; contenders in turn."""
     with contextlib.ExitStack() as stack:
-        ours = stack.enter_context(serving("zmesh", group[0], mosec))
-        theirs = stack.enter_context(serving("mosec", group[0], mosec)) if mosec else None
+        ours, *others = [stack.enter_context(serving(side)) for side in sides]
         for load in group:
             cell = Cell(load)
             for _ in range(rounds):
                 measure(ours, cell, "crowd", "/crowd", seconds)
-                if theirs is not None:
-                    measure(theirs, cell, "mosec", "/crowd", seconds)
+                for theirs in others:
+                    measure(theirs, cell, "mosec", "/model", seconds)
                 for window in WINDOWS_MS:
                     measure(ours, cell, f"fixed{window}", f"/fixed{window}", seconds)
             yield cell
@@ -247,12 +233,6 @@ def verdict(cells: Sequence[Cell], seconds: float) -> tuple[bool, str]:
     return not missed, "\n".join(lines)
 
 
-def find_mosec() -> str:
-    """A Python that has mosec, by where the peers are; empty if there is none."""
-    path = Path(os.environ.get("ZMESH_PEERS", ""), "mosec", "bin", "python")
-    return str(path) if os.environ.get("ZMESH_PEERS") and path.exists() else ""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="./scripts/bench live", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -261,26 +241,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=1, help="of each cell, medians of them; default 1")
     parser.add_argument("--only", default="", metavar="PATTERN", help="cells whose name matches this expression")
     parser.add_argument("--list", action="store_true", help="show the cells and run none")
-    parser.add_argument("--mosec", default=find_mosec(), metavar="PYTHON", help="a Python with mosec installed")
+    parser.add_argument("--installed-only", action="store_true", help="without mosec if it is not installed yet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the cells there")
     given = parser.parse_args(arguments)
     chosen = [load for load in loads() if re.search(given.only, load.text)]
     if given.list or not chosen:
         print("\n".join(load.text for load in chosen) or f"no cell is called {given.only!r}; see --list")
         return int(not chosen)
-    if not given.mosec:
-        print("without mosec: say --mosec PYTHON to have it beside every cell")
+    sides, _ = prepare(contenders(chosen[0]), not given.installed_only)
+    names = {side.name for side in sides}
     started, cells = time.perf_counter(), []
     print(HEADER)
     for _, group in groupby(chosen, key=lambda load: (load.workers, load.service_ms)):
-        for cell in run_group(list(group), given.rounds, given.seconds, given.mosec):
+        loads_here = list(group)
+        here = [side for side in contenders(loads_here[0]) if side.name in names]
+        for cell in run_group(loads_here, given.rounds, given.seconds, here):
             cells.append(cell)
             print(cell.text(given.seconds), flush=True)
-    good, text = verdict(cells, given.seconds)
-    print(f"{text} ({len(cells)} cells, {time.perf_counter() - started:.0f} s)")
-    if given.json:
-        given.json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
-    return 0 if good else 1
+    return conclude(cells, verdict(cells, given.seconds), time.perf_counter() - started, given.json)
 
 
 if __name__ == "__main__":

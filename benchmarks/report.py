@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "add_options",
     "at_least",
     "at_most",
+    "conclude",
     "finish",
     "head_line",
     "load_results",
@@ -163,3 +164,12 @@ def _git(*words: str) -> str:
 def head_line(record: Mapping[str, Any]) -> str:
     """The command of a section, and where and when it ran. A + after the commit: with changes on top of it."""
     return f"`{record['command']}` — {record['machine']}; zmesh at {record['commit']}, {record['date']}."
+
+
+def conclude(cells: Sequence[Any], verdict: tuple[bool, str], seconds: float, path: Path | None) -> int:
+    """The last line about so many cells, the cells themselves as JSON if wanted, and the exit code."""
+    good, text = verdict
+    print(f"{text} ({len(cells)} cells, {seconds:.0f} s)")
+    if path:
+        path.write_text(json.dumps([asdict(cell) for cell in cells], indent=1))
+    return 0 if good else 1

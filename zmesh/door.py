@@ -87,15 +87,12 @@ class _Denied(NamedTuple):
 
 
 class DenyList:
-    """At most `DENIED_MAX` bodies, each for `DENIED_SECONDS`; the oldest goes first. False while it is empty."""
+    """At most `DENIED_MAX` bodies, each for `DENIED_SECONDS`; the oldest goes first."""
 
     def __init__(self) -> None:
         self._key = os.urandom(16)
         self.bodies: OrderedDict[bytes, _Denied] = OrderedDict()  # by digest, in the order of their ends; for reading
         self._sizes: Counter[tuple[str, int]] = Counter()  # what is worth hashing
-
-    def __len__(self) -> int:
-        return len(self.bodies)
 
     def add(self, path: str, body: Payload, answer: Payload, now: float) -> None:
         """From now on this body gets this answer on this route."""

@@ -283,7 +283,9 @@ class LaneConnection(Connection):
             self.on_response_complete()
             return
         self.server_state.total_requests += 1
-        self._unset_keepalive_if_required()
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
         self._rest.begin()
         self.timeout_keep_alive_task = self._rest  # type: ignore[assignment]  # of which uvicorn wants `cancel` alone
 

@@ -95,14 +95,13 @@ _HISTOGRAMS = (
 class GatewayCounts:
     """What one gateway has done since it started."""
 
-    __slots__ = ("answers", "duration_counts", "duration_sum", "in_flight", "ok")
+    __slots__ = ("answers", "duration_counts", "duration_sum", "in_flight")
 
     def __init__(self) -> None:
         self.answers: dict[tuple[int, str], int] = {}
         self.duration_counts = [0] * (len(DURATION_BOUNDS) + 1)
         self.duration_sum = 0.0
         self.in_flight = 0
-        self.ok = 0
 
     def add(self, code: int, endpoint: str, seconds: float) -> None:
         """One answer. The duration counts for 200 only: a quick refusal says nothing about the speed of the mesh."""
@@ -110,7 +109,6 @@ class GatewayCounts:
         answers = self.answers
         answers[key] = answers.get(key, 0) + 1
         if code == 200:
-            self.ok += 1
             self.duration_counts[bisect_left(DURATION_BOUNDS, seconds)] += 1
             self.duration_sum += seconds
 
@@ -120,7 +118,7 @@ class GatewayCounts:
 
 
 class SharedCounts(GatewayCounts):
-    """Of one of several gateways: its row of the board counts as well, and goes on from what its predecessor did."""
+    """Of one of several gateways: its row of the board counts, and goes on from what its predecessor did."""
 
     __slots__ = ("_board", "_in_flight", "_routes", "_row")
 
@@ -138,7 +136,6 @@ class SharedCounts(GatewayCounts):
         self._in_flight = self._row.requests = number
 
     def add(self, code: int, endpoint: str, seconds: float) -> None:
-        super().add(code, endpoint, seconds)
         self._row.answered(self._routes[endpoint], code)
         if code == 200:
             self._row.took(bisect_left(DURATION_BOUNDS, seconds), seconds)
@@ -152,7 +149,6 @@ class SharedCounts(GatewayCounts):
             total.duration_counts = [sum(both) for both in zip(total.duration_counts, row.durations(), strict=True)]
             total.duration_sum += row.seconds
             total.in_flight += row.requests
-        total.ok = sum(total.duration_counts)
         return total
 
 

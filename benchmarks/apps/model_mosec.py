@@ -9,6 +9,7 @@ from mosec_workers import Echo
 SECONDS = float(os.environ.get("MODEL_MS", "10")) / 1000
 BATCH = int(os.environ.get("MODEL_BATCH", "32"))
 WAIT = int(os.environ.get("MODEL_WAIT", "5"))
+NUM = int(os.environ.get("MODEL_NUM", "1"))
 
 
 class Model(Echo):
@@ -19,5 +20,5 @@ class Model(Echo):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Model, max_batch_size=BATCH, max_wait_time=WAIT, route="/model")
+    server.append_worker(Model, num=NUM, max_batch_size=BATCH, max_wait_time=WAIT, route="/model")
     server.run()

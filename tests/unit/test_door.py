@@ -86,14 +86,14 @@ def test_retry_after_is_between_a_second_and_a_minute():
 
 def test_a_body_is_denied_on_its_route_until_its_time_is_over():
     denied = DenyList()
-    assert not denied
+    assert not denied.bodies
     denied.add("/a", b"poison", b"worker died", 100.0)
     assert denied
     assert denied.answer("/a", b"poison", 101.0) == b"worker died"
     assert denied.answer("/a", b"poisom", 101.0) is None
     assert denied.answer("/b", b"poison", 101.0) is None
     assert denied.answer("/a", b"poison", 100.0 + DENIED_SECONDS) is None
-    assert not denied
+    assert not denied.bodies
 
 
 def test_what_is_added_again_is_denied_for_longer():
@@ -101,17 +101,17 @@ def test_what_is_added_again_is_denied_for_longer():
     denied.add("/a", b"one", b"", 100.0)
     denied.add("/a", b"two", b"", 110.0)
     denied.add("/a", b"one", b"", 120.0)
-    assert len(denied) == 2
+    assert len(denied.bodies) == 2
     now = 110.0 + DENIED_SECONDS
     assert (denied.answer("/a", b"two", now), denied.answer("/a", b"one", now)) == (None, b"")
-    assert len(denied) == 1
+    assert len(denied.bodies) == 1
 
 
 def test_of_too_many_the_oldest_goes():
     denied = DenyList()
     for number in range(DENIED_MAX + 1):
         denied.add("/a", b"%06d" % number, b"", 100.0)
-    assert len(denied) == DENIED_MAX
+    assert len(denied.bodies) == DENIED_MAX
     assert denied.answer("/a", b"000000", 100.0) is None
     assert denied.answer("/a", b"000001", 100.0) == b""
 
@@ -122,7 +122,7 @@ def test_one_route_is_forgotten_and_the_others_are_not():
     denied.add("/b", b"poison", b"", 100.0)
     denied.forget("/a")
     assert (denied.answer("/a", b"poison", 100.0), denied.answer("/b", b"poison", 100.0)) == (None, b"")
-    assert len(denied) == 1
+    assert len(denied.bodies) == 1
 
 
 def test_only_what_could_be_one_of_them_is_hashed(monkeypatch: pytest.MonkeyPatch):

@@ -976,7 +976,7 @@ def test_answers_are_counted_by_code_and_route_and_only_results_by_duration():
             (400, "/inference"): 1,
             (429, "/inference"): 1,
         }
-        assert sum(counts.duration_counts) == counts.ok == 2
+        assert sum(counts.duration_counts) == 2
         gateway.link.close()
 
     run(main())

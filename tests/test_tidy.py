@@ -28,18 +28,20 @@ FLOORS: dict[str, list[str]] = {
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting", "board",
+        "resting", "board", "annotations", "protocol",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads", "turns",
+        "connection", "heads", "turns", "daemons",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
-        "inference", "lane",
+        "inference", "lane", "runtime", "utils", "log",
     ],
     "3b programs": ["agent", "gateway", "draining"],
-    "4 assembly": ["server", "serving", "testing", "cog", "bench", "bench.*", "engines", "engines.*", "ui", "ui.*"],
+    "4 assembly": [
+        "server", "serving", "testing", "migration", "cog", "bench", "bench.*", "engines", "engines.*", "ui", "ui.*",
+    ],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip
 
@@ -54,6 +56,9 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
     ("telemetry", "board"): "where several gateways count together",
     ("asgi", "answers"): "the headers that every answer has, whoever gives it",
+    ("daemons", "processes"): "a daemon is watched and outlived like any process of the agent",
+    ("annotations", "worker"): "the two sides of forward",
+    ("runtime", "stage"): "mosec's name for the same",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
 }

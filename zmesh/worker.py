@@ -24,7 +24,9 @@ from typing import Any
 from zmesh.codec import dumps, loads
 from zmesh.errors import DecodingError, EncodingError
 
-__all__ = ["ParseTarget", "SSEWorker", "Worker"]
+__all__ = ["MOSEC_REF_TEMPLATE", "ParseTarget", "SSEWorker", "Worker"]
+
+MOSEC_REF_TEMPLATE = "#/components/schemas/{name}"  # where `get_forward_json_schema` finds its components
 
 _orjson = importlib.import_module("orjson") if importlib.util.find_spec("orjson") else None
 

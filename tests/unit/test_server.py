@@ -46,8 +46,8 @@ class Agent:
         self.code = 0
         self.ran: list[tuple[Plan, Settings, str]] = []
 
-    def run(self, verb: str, plan: Plan, settings: Settings, app_path: str, example: bytes | None) -> int:
-        assert verb == "run"
+    def run(self, verb: str, plan: Plan, settings: Settings, app_path: str, example: bytes | None, daemons: Any) -> int:
+        assert verb == "run" and daemons is None
         self.ran.append((plan, settings, app_path))
         return self.code
 

@@ -42,7 +42,7 @@ from zmesh.processes import Child, OutOfMemoryKills, Slot, Watches, reap_orphans
 from zmesh.signals import Signals
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
 
-__all__ = ["Agent", "run"]
+__all__ = ["Agent", "obey", "run"]
 
 KILL_SECONDS = 5.0  # for killed processes to be gone; one that hangs in its driver may take for ever
 QUIET_EXIT_SECONDS = 2.0  # from a worker's word that it failed, or left, to its exit; then it is helped
@@ -294,7 +294,7 @@ class Agent:
             case Report(level, text):
                 logs.say(log, level, text)
             case End(kill):
-                _obey(kill, self._slots)
+                obey(kill, self._slots)
             case Retire(drain):
                 self._drain(drain.reason, drain.deadline_ms / 1000)
             case Leave(reason):
@@ -324,6 +324,7 @@ class Agent:
 
     def _mourn(self, obituary: str) -> None:
         """A daemon ended, and the app does not want to be without it."""
+        self._heed_signals()  # a Ctrl-C goes to a daemon too, and then it is the reason
         if self._departure is None:
             self._farewell = f"zmesh: {obituary}, and the server with it\n"
             self._drain_exit_code = StartError.exit_code
@@ -354,7 +355,7 @@ class Agent:
             self._exit_code = DrainExpired.exit_code
 
 
-def _obey(kill: Kill, slots: Sequence[Slot]) -> None:
+def obey(kill: Kill, slots: Sequence[Slot]) -> None:
     """Only if it still runs that lease: the order may be older than what it does now."""
     for slot in slots:
         if slot.child is not None and slot.child.runs(kill.peer, kill.lease):

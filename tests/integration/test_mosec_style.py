@@ -188,6 +188,14 @@ def test_the_end_of_a_daemon_is_the_end_of_the_server(sign: signal.Signals):
         assert last == f"zmesh: daemon sleeper ended: {sign.name}, and the server with it"
 
 
+def test_ctrl_c_ends_the_daemon_too_and_is_no_failure():
+    app = str(APPS / "daemon.py")
+    with running(app, command=["setsid", sys.executable, app]) as mesh:
+        os.killpg(mesh.process.pid, signal.SIGINT)
+        assert mesh.process.wait(10) == 0, mesh.log()
+        assert "and the server with it" not in mesh.log()
+
+
 def test_check_starts_nothing_and_ends_the_daemon_that_the_file_has_started():
     done = subprocess.run(
         [*ZMESH, "check", str(APPS / "daemon.py")], check=True, capture_output=True, text=True, timeout=30

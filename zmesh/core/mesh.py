@@ -17,7 +17,7 @@ from zmesh.core.effects import DispatcherEffect, Report, Send
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
-from zmesh.core.tasks import Route, Step, Task, TaskState, take_together
+from zmesh.core.tasks import Route, Step, Task, TaskState, move_on, take_together
 from zmesh.core.workers import Lease, Worker
 from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
 
@@ -117,16 +117,13 @@ class Mesh:
         if stage.is_alone:
             stage.batcher.answered(self.now, len(tasks))
             return
-        routes: dict[Route, int] = {}
-        for task in tasks:
-            if task.state is TaskState.DONE:
-                routes[task.route] = routes.get(task.route, 0) + 1
-        if onward := len(tasks) - sum(routes.values()):
+        done = [task.route for task in tasks if task.state is TaskState.DONE]
+        if onward := len(tasks) - len(done):
             stage.batcher.passed_on(self.now, onward)
         stages: dict[int, int] = {}
-        for route, count in routes.items():
+        for route in dict.fromkeys(done):
             for index in route.stages:
-                stages[index] = stages.get(index, 0) + count
+                stages[index] = stages.get(index, 0) + done.count(route)
         for index, count in stages.items():
             self.stages[index].batcher.answered(self.now, count)
 
@@ -172,6 +169,15 @@ class Mesh:
         else:
             for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
                 self._owe(task.gateway, [task], [payload], [kind])
+
+    def advance(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> dict[int, list[Task]]:
+        """One step further, for tasks that no queue and no lease counts any more. Returns them by their next stage."""
+        self.task_bytes += sum(map(len, payloads)) - sum([task.size for task in tasks])
+        move_on(tasks, payloads, kinds, self.now)
+        following = {task.route.stages[task.hop] for task in tasks}
+        if len(following) == 1:  # nearly always
+            return {following.pop(): tasks}
+        return {stage: [task for task in tasks if task.stage == stage] for stage in sorted(following)}
 
     def _owe(self, gateway: Gateway, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
         if gateway.session in self.directory.sessions:

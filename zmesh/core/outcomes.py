@@ -100,9 +100,13 @@ def _succeed_together(
         task.compute_us += compute_us
         if task.compute_us > COMPUTE_US_MAX:
             task.compute_us = COMPUTE_US_MAX
-    if not [task for task in tasks if task.hop != task.route.last]:
+    last = sum([task.hop == task.route.last for task in tasks])
+    if last in (0, count):  # nearly always
         stage.leased -= count
-        mesh.finish(tasks, results.payloads, results.kinds)
+        if last:
+            mesh.finish(tasks, results.payloads, results.kinds)
+        else:
+            onward |= mesh.advance(tasks, results.payloads, results.kinds)
     else:
         for task, payload, kind in zip(tasks, results.payloads, results.kinds, strict=True):
             _succeed(mesh, task, payload, kind, onward)
@@ -163,9 +167,8 @@ def _succeed(mesh: Mesh, task: Task, payload: Payload, kind: int, onward: dict[i
         mesh.close(task, Step.FINISH, OK, payload, kind)
         return
     mesh.leave(task)
-    mesh.task_bytes += len(payload) - task.size
-    task.move_on(payload, kind, mesh.now)
-    onward.setdefault(task.stage, []).append(task)
+    for following, tasks in mesh.advance([task], [payload], [kind]).items():
+        onward.setdefault(following, []).extend(tasks)
 
 
 def _send_on(mesh: Mesh, onward: dict[int, list[Task]]) -> None:

@@ -699,6 +699,7 @@ def test_idle_time_does_not_count_as_a_low_rate():
         gateway = await joined(broker, clock=clock)
         await Client(b"x").ask(gateway.inference)
         gateway.calls._swept()  # nobody is here: the sweep ends
+        assert sum(gateway.counts.lag_counts) == 1, "a sweep also sees how late the loop is"
         clock.now += 3600
         asking = Client(b"x").start(gateway.inference)
         await until(lambda: len(broker.rows) == 2)

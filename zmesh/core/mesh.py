@@ -17,6 +17,7 @@ from zmesh.core.effects import DispatcherEffect, Report, Send
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
+from zmesh.core.tallies import SECONDS_BOUNDS, Histogram
 from zmesh.core.tasks import Route, Step, Task, TaskState, take_together
 from zmesh.core.workers import Lease, Worker
 from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
@@ -32,7 +33,8 @@ class Mesh:
     ) -> None:
         self.plan, self.limits, self.now, self.host, self.agent = plan, limits, now, host, agent
         self.midway = Midway(limits.midway_bytes_max, max((len(route.stages) for route in plan.routes), default=1))
-        self.stages = [StageRecord(stage, index, self.midway) for index, stage in enumerate(plan.stages)]
+        count = len(plan.stages)
+        self.stages = [StageRecord(stage, index, self.midway, count) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
         for route in self.routes.values():
@@ -42,6 +44,7 @@ class Mesh:
         self.leases: dict[LeaseId, Lease] = {}
         self.late_leases: OrderedDict[LeaseId, Lease] = OrderedDict()  # ended, but results may still come
         self.lease_count = 0
+        self.loop_lag = Histogram(SECONDS_BOUNDS)  # of our event loop
         self.late = 0  # results that came too late to matter
         self.drain: Drain | None = None  # what was asked for, once it was
         self.retiring: Drain | None = None  # the same, asked of the agent that we are a child of
@@ -68,6 +71,10 @@ class Mesh:
         """Nothing will be expected of this worker any more after so long; what was said before does not hold."""
         worker.ends_at = self.now + seconds
         insort(self.exiting, (worker.ends_at, worker), key=itemgetter(0))
+
+    def is_near(self, peer: Peer) -> bool:
+        """Whether it is on the broker's host."""
+        return not self.host or peer.host == self.host
 
     def tell(self, peer: Peer, message: Message) -> None:
         peer.told = self.now

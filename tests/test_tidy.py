@@ -53,6 +53,7 @@ ONE_ANOTHER = ["core", "core.*", "bench.*"]
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
     ("telemetry", "board"): "where several gateways count together",
+    ("worker", "metrics"): "what Worker.metrics is",
     ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",

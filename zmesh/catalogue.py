@@ -6,9 +6,19 @@ a line for each.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["CATALOGUE", "NOT_A_NAME", "Family", "base_name"]
+__all__ = ["CATALOGUE", "NOT_A_NAME", "Family", "base_name", "problem_of"]
+
+NAME_CHARACTERS_MAX, HELP_CHARACTERS_MAX, VALUE_CHARACTERS_MAX = 100, 300, 128
+LABELS_MAX, BUCKETS_MAX = 8, 32  # of a user's metric
+WORKER_SERIES_MAX = 256  # of one worker: one for each set of label values that was used
+KINDS = ("counter", "gauge", "histogram")
+_OURS = frozenset({"stage", "connection", "le", "quantile"})  # labels that zmesh gives, or the format
+_NAME = re.compile("[a-zA-Z][a-zA-Z0-9_]*")
 
 NOT_A_NAME = ("_bucket", "_count", "_created", "_info", "_sum", "_total")  # what samples of a family end in
 
@@ -80,3 +90,28 @@ CATALOGUE: tuple[Family, ...] = (
     Family("malformed_total", "counter", (), "Messages the broker could not read"),
     Family("refused_peers_total", "counter", (), "Greetings the broker refused"),
 )
+
+_TAKEN = frozenset(base_name(family.name) for family in CATALOGUE)
+
+
+def problem_of(kind: str, name: str, help: str, labels: Sequence[str], buckets: Sequence[float]) -> str:
+    """Why a user's metric cannot be so, in words that follow its name; empty when it can."""
+    base = base_name(name) if kind == "counter" else name
+    if not _NAME.fullmatch(name) or len(name) > NAME_CHARACTERS_MAX:
+        return f"must be called by letters, digits and _, a letter first, at most {NAME_CHARACTERS_MAX} of them"
+    if base.endswith(NOT_A_NAME):
+        return f"cannot end in {base[base.rindex('_') :]}, which the format uses itself"
+    if base in _TAKEN:
+        return "is one of zmesh's own; call yours otherwise"
+    if not help or len(help) > HELP_CHARACTERS_MAX:
+        return f"needs a help text of at most {HELP_CHARACTERS_MAX} characters"
+    if len(labels) > LABELS_MAX or len(set(labels)) < len(labels):
+        return f"may have {LABELS_MAX} labels, no two alike, not {', '.join(labels)}"
+    for label in labels:
+        if not _NAME.fullmatch(label) or len(label) > NAME_CHARACTERS_MAX or label in _OURS:
+            return f"cannot have a label {label!r}: letters, digits and _, and not one of {', '.join(sorted(_OURS))}"
+    if kind == "histogram":
+        edges = [float("-inf"), *buckets, float("inf")]
+        if not 1 <= len(buckets) <= BUCKETS_MAX or not all(low < high for low, high in pairwise(edges)):
+            return f"needs 1 to {BUCKETS_MAX} buckets, finite and each above the one before"
+    return ""

@@ -134,7 +134,7 @@ class _Scrape:
     """One look at everything, as prometheus_client wants it. An empty family is left out."""
 
     def __init__(self, namespace: str, counts: GatewayCounts, snapshot: Snapshot | None) -> None:
-        self._counts, self._snapshot = counts, snapshot
+        self._namespace, self._counts, self._snapshot = namespace, counts, snapshot
         self._families = {family.name: _family(f"{namespace}_{family.name}", family) for family in CATALOGUE}
         self._bounds: Mapping[str, Sequence[float]] = (snapshot or {}).get("bounds", {})
 
@@ -144,6 +144,8 @@ class _Scrape:
             for stage in self._snapshot.get("stages", ()):
                 self._stage(stage)
             self._broker(self._snapshot)
+            for metric in self._snapshot.get("metrics", ()):
+                self._of_user_code(metric)
         yield from (family for family in self._families.values() if family.samples)
 
     def _value(self, name: str, labels: Sequence[str], value: float) -> None:
@@ -204,6 +206,19 @@ class _Scrape:
         for key in _BROKER_COUNTERS:
             if key in counters:
                 self._value(f"{key}_total", (), counters[key])
+
+    def _of_user_code(self, metric: Mapping[str, Any]) -> None:
+        """The broker has seen to it that its name is not one of ours."""
+        kind, of_worker = metric["kind"], ("connection",) if metric["kind"] == "gauge" else ()
+        family = Family(metric["name"], kind, ("stage", *of_worker, *metric["labels"]), metric["help"])
+        self._families[family.name] = _family(f"{self._namespace}_{family.name}", family)
+        for stage, labels, numbers in metric["series"]:
+            if kind == "histogram":
+                self._histogram(
+                    family.name, (stage, *labels), metric["buckets"], list(map(int, numbers[1:])), numbers[0]
+                )
+            else:
+                self._value(family.name, (stage, *labels), numbers[0])
 
 
 def render(namespace: str, counts: GatewayCounts, snapshot: Snapshot | None, accept: str = "") -> tuple[bytes, str]:

@@ -203,6 +203,29 @@ def test_what_a_loop_lagged_is_counted_by_bucket_and_never_negative():
     assert value(samples, "zmesh_loop_lag_seconds_bucket", role="gateway", le="0.004") == 2
 
 
+USERS = [
+    {"name": "tokens", "kind": "counter", "help": "T", "labels": ["x"], "buckets": [], "series": [["A", ["y"], [3.0]]]},
+    {"name": "depth", "kind": "gauge", "help": "D", "labels": ["x"], "buckets": [],
+     "series": [["A", ["1", "y"], [-2]]]},
+    {"name": "sizes_bytes", "kind": "histogram", "help": "S", "labels": [], "buckets": [1.0, 2.0],
+     "series": [["A", [], [4.5, 3.0, 2.0, 1.0]], ["B", [], [0.0, 0.0, 0.0, 0.0]]]},
+    {"name": "unused", "kind": "gauge", "help": "U", "labels": [], "buckets": [], "series": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_metrics_of_user_code_are_shown_beside_ours(accept):
+    samples, families = scrape(snapshot={**SNAPSHOT, "metrics": USERS}, accept=accept)
+    assert value(samples, "zmesh_tokens_total", stage="A", x="y") == 3
+    assert value(samples, "zmesh_depth", stage="A", connection="1", x="y") == -2
+    heights = [value(samples, "zmesh_sizes_bytes_bucket", stage="A", le=le) for le in ("1.0", "2.0", "+Inf")]
+    assert heights == [3, 5, 6]
+    assert value(samples, "zmesh_sizes_bytes_sum", stage="A") == 4.5
+    assert value(samples, "zmesh_sizes_bytes_count", stage="B") == 0
+    assert {family.name for family in families} >= {"zmesh_tokens", "zmesh_depth", "zmesh_sizes_bytes"}
+    assert "zmesh_unused" not in {family.name for family in families}
+
+
 def test_the_broker_shows_its_own_counters():
     samples, _ = scrape()
     assert value(samples, "zmesh_broker_up") == 1

@@ -14,6 +14,8 @@ from random import Random
 from zmesh.config import Limits, Plan
 from zmesh.core.directory import Directory
 from zmesh.core.effects import DispatcherEffect, Report, Send
+from zmesh.core.events import Address
+from zmesh.core.meters import Meters
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
@@ -44,6 +46,7 @@ class Mesh:
         self.leases: dict[LeaseId, Lease] = {}
         self.late_leases: OrderedDict[LeaseId, Lease] = OrderedDict()  # ended, but results may still come
         self.lease_count = 0
+        self.meters = Meters()  # of user code
         self.loop_lag = Histogram(SECONDS_BOUNDS)  # of our event loop
         self.late = 0  # results that came too late to matter
         self.drain: Drain | None = None  # what was asked for, once it was
@@ -96,6 +99,15 @@ class Mesh:
         """No task is left, and no answer that a gateway within reach has not acknowledged."""
         owing = [peer for peer in self.directory.gateways() if peer.lost_at is None and peer.kept.answered()]
         return not self.tasks and not owing
+
+    def take_metrics(self, worker: Worker, address: Address, report: str) -> None:
+        """What user code has counted there."""
+        stage, is_here = self.stages[worker.stage].plan.name, worker.session in self.directory.sessions
+        if problem := self.meters.take(worker.peer, stage, worker.tally.name, report, is_here=is_here):
+            self.directory.strike(address, problem, self.now)
+        for text in self.meters.complaints:
+            self.report("warning", text)
+        self.meters.complaints.clear()
 
     def awaken(self, stage: StageRecord) -> None:
         self.awake[stage.index] = stage

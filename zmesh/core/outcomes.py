@@ -29,6 +29,8 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
     if worker is None:
         return
     results = event.message
+    if results.metrics:
+        mesh.take_metrics(worker, event.address, results.metrics)
     if results.epoch != mesh.directory.epoch:
         _take_former(mesh, mesh.stages[worker.stage], results)  # they are not kept, so nothing is acknowledged
         return

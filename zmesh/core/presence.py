@@ -131,6 +131,8 @@ def on_credit_granted(mesh: Mesh, event: CreditGranted) -> None:
     if worker is None:
         return
     credit, stage = event.message, mesh.stages[worker.stage]
+    if credit.metrics:
+        mesh.take_metrics(worker, event.address, credit.metrics)
     worker.total = max(worker.total, credit.total)
     if credit.state is WorkerState.READY and worker.presence <= Presence.READY:
         worker.take(PresenceStep.READY)
@@ -193,6 +195,7 @@ def end_worker(mesh: Mesh, worker: Worker) -> None:
     worker.take(PresenceStep.END)
     stage.crew.part(worker)
     mesh.directory.close(worker)
+    mesh.meters.gone(worker.peer)
     mesh.effects.append(Forget(worker.address))
     mesh.awaken(stage)
 

@@ -42,6 +42,7 @@ def snapshot_json(mesh: Mesh) -> str:
             "stages": [_stage(stage) for stage in stages],
             "routes": routes,
             "agents": [_agent(agent) for agent in directory.agents()],
+            "metrics": mesh.meters.snapshot(),
             "loop_lag": mesh.loop_lag.snapshot(),
             "bounds": {"size": SIZE_BOUNDS, "seconds": SECONDS_BOUNDS},
             "counters": {
@@ -59,10 +60,11 @@ def snapshot_json(mesh: Mesh) -> str:
 
 
 def _shortened(whole: dict[str, Any]) -> str:
-    """As text that one message can carry: in a mesh of thousands of workers without what each of them did."""
+    """As text that one message can carry: in a mesh of thousands of workers without what each of them did,
+    and without the metrics of user code."""
     text = json.dumps(whole)
     if len(text) > LONG_TEXT_BYTES_MAX:
-        text = json.dumps({**whole, "stages": [{**stage, "tallies": {}} for stage in whole["stages"]]})
+        text = json.dumps({**whole, "metrics": [], "stages": [{**stage, "tallies": {}} for stage in whole["stages"]]})
     return text
 
 

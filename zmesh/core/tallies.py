@@ -39,9 +39,10 @@ class Tally:
     """Of one worker through all its lives. `running` is of batches with a result, from when their worker was free for
     them; `ahead` is how long those waited for it that it was given while it still ran another."""
 
-    __slots__ = ("ahead", "closing", "running", "sizes", "tasks")
+    __slots__ = ("ahead", "closing", "name", "running", "sizes", "tasks")
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.sizes = [0] * 64  # batches handed out, by the bits of their size less one: 1, 2, 3-4, 5-8, …
         self.tasks = 0  # in them
         self.closing = Histogram(SECONDS_BOUNDS)  # how long a batch was held open for company
@@ -74,7 +75,7 @@ class Tallies:
         name = f"{worker_id}@{host[:HOST_CHARACTERS_MAX]}" if host else str(worker_id)
         if name not in self.by_name and len(self.by_name) >= self._most:
             name = OTHERS
-        return self.by_name.setdefault(name, Tally())
+        return self.by_name.setdefault(name, Tally(name))
 
     @property
     def batches(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def test_a_new_session_of_the_same_process_counts_nothing_twice():
     assert shown(books)["c"][("A",)] == [3], "it was read too late"
 
 
+def test_what_is_read_after_a_later_report_says_nothing_new():
+    books, metrics = Meters(), Metrics()
+    gauge = metrics.gauge("g", "G")
+    gauge.set(1)
+    late = metrics.report(1)
+    gauge.set(2)
+    take(books, metrics.report(2))
+    take(books, late)
+    assert shown(books)["g"][("A", "1")] == [2]
+
+
 def test_one_that_seemed_to_be_gone_comes_back_and_counts_nothing_twice():
     books, metrics = Meters(), Metrics()
     metrics.counter("c", "C").inc(2)
@@ -107,9 +119,11 @@ def test_only_so_many_of_the_gone_are_remembered(monkeypatch: pytest.MonkeyPatch
 def test_a_count_that_falls_is_passed_over():
     books = Meters()
     definitions = [[1, "counter", "c", "C", [], [], []], [2, "histogram", "h", "H", [], [], [1]]]
-    for number, counts in ((1, [[1, 5], [2, 4, 3, 1]]), (2, [[1, 4], [2, 9, 4, 0]]), (3, [[1, 6], [2, 1, 3, 2]])):
-        take(books, json.dumps([number, definitions, counts]))
-    assert shown(books) == {"c": {("A",): [6]}, "h": {("A",): [1, 3, 2]}}
+    take(books, json.dumps([1, definitions, [[1, 5], [2, 4, 3, 1]]]))
+    take(books, json.dumps([2, [], [[1, 4], [2, 9, 4, 0]]]))
+    assert shown(books) == {"c": {("A",): [5]}, "h": {("A",): [4, 3, 1]}}
+    take(books, json.dumps([3, [], [[1, 6], [2, 1, 3, 2]]]))
+    assert shown(books) == {"c": {("A",): [6]}, "h": {("A",): [1, 3, 2]}}, "a sum may fall: values may be below 0"
 
 
 # ── conflicts and bounds ──────────────────────────────────────────────────────────────────────────────────────────
@@ -240,6 +254,24 @@ def says(worker: WorkerPeer, report: str) -> events.CreditGranted:
     return events.CreditGranted(worker.address, worker.session, Credit(1, WorkerState.READY, "", report))
 
 
+def finishes(worker: WorkerPeer, lease: int, metrics: Metrics) -> events.BatchFinished:
+    finished = worker.finishes(lease)
+    results = replace(finished.message, metrics=metrics.report(worker.session))
+    return replace(finished, message=results)
+
+
+def test_late_results_of_a_dead_worker_bring_its_last_counts_and_no_gauges():
+    world = World(stage("embed"))
+    gateway, agent, worker, metrics = world.gateway(), world.agent(), world.worker("w", credit=1), Metrics()
+    world.turn(gateway.submits(1))
+    world.turn(agent.reports(worker, KILLED))
+    world.turn(after=1.0)
+    metrics.counter("c", "C").inc()
+    metrics.gauge("g", "G").set(4)
+    world.turn(finishes(worker, 1, metrics))
+    assert shown(world.mesh.meters) == {"c": {("embed",): [1]}, "g": {}}
+
+
 def test_reports_come_with_results_and_with_credit_and_a_death_takes_the_gauges():
     world = World(stage("embed"))
     gateway, agent, worker, metrics = world.gateway(), world.agent(), world.worker("w", credit=1), Metrics()
@@ -248,9 +280,7 @@ def test_reports_come_with_results_and_with_credit_and_a_death_takes_the_gauges(
     world.turn(says(worker, metrics.report(worker.session)))
     world.turn(gateway.submits(1))
     counter.inc()
-    finished = worker.finishes(1)
-    object.__setattr__(finished.message, "metrics", metrics.report(worker.session))
-    world.turn(finished)
+    world.turn(finishes(worker, 1, metrics))
     assert shown(world.mesh.meters) == {"c": {("embed",): [1]}, "g": {("embed", "0"): [4]}}
     world.turn(agent.reports(worker, KILLED))
     world.turn(after=1.0)

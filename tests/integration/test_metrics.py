@@ -45,7 +45,7 @@ def fallen(before: Samples, after: Samples) -> list[str]:
 
 
 def test_counts_are_exact_over_processes_and_twenty_kills_take_nothing_back() -> None:
-    with running(COUNTING, "--timeout", "30000") as mesh:
+    with running(COUNTING, "--timeout", "30000", env={"MODEL_MS": "5"}) as mesh:
         for number in range(41):
             assert mesh.post("/count", b"%d" % number).json() == number
         seen = scrape(mesh)
@@ -89,13 +89,14 @@ def send(mesh: RunningMesh, over: threading.Event) -> list[int]:
 def kill_everybody_often(mesh: RunningMesh, scrapes: list[Samples]) -> None:
     """Each time when all workers are there and have worked."""
     former: set[int] = set()
-
-    def workers() -> list[dict[str, object]]:
-        scrapes.append(scrape(mesh))
-        return [worker for stage in mesh.mesh()["stages"] for worker in stage["workers"] if worker["batches"]]
+    seen: list[set[int]] = [former]
 
     def all_new() -> bool:
-        found = {worker["pid"] for worker in workers()}
+        workers = [worker for stage in mesh.mesh()["stages"] for worker in stage["workers"] if worker["batches"]]
+        found = {worker["pid"] for worker in workers}
+        if found != seen[-1]:  # somebody died, or came and worked
+            seen.append(found)
+            scrapes.append(scrape(mesh))
         return len(found) == WORKERS and not found & former
 
     for _ in range(ROUNDS):

@@ -1,6 +1,7 @@
 """Two stages that count what they do, in metrics of their own."""
 
 import os
+import time
 
 from zmesh import Server, Worker
 
@@ -11,6 +12,7 @@ class First(Worker):
         self.metrics.gauge("pid", "Number of the process").set(os.getpid())
 
     def forward(self, data: list[int]) -> list[int]:
+        time.sleep(float(os.environ.get("MODEL_MS", "0")) / 1000)
         for item in data:
             self.served.labels("odd" if item % 2 else "even").inc()
         self.metrics.histogram("sizes", "Items in a batch", buckets=[1, 2, 4, 8]).observe(len(data))

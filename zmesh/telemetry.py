@@ -78,8 +78,12 @@ class GatewayCounts:
         self.lag_sum += seconds
 
     def total(self) -> GatewayCounts:
-        """What there is to show."""
-        return self
+        """What there is to show. It does not change any more, so another thread may write it out."""
+        total = GatewayCounts()
+        total.answers, total.in_flight = self.answers.copy(), self.in_flight
+        total.duration_counts, total.duration_sum = self.duration_counts.copy(), self.duration_sum
+        total.lag_counts, total.lag_sum = self.lag_counts.copy(), self.lag_sum
+        return total
 
 
 class SharedCounts(GatewayCounts):

@@ -122,6 +122,19 @@ def test_mosecs_durations_have_the_bounds_of_mosec():
     assert DURATION_BOUNDS[:13] == tuple(0.001 * 2**power for power in range(13))
 
 
+def test_what_is_shown_does_not_change_while_it_is_written():
+    counts = GatewayCounts()
+    shown = counts.total()
+    counts.add(200, "/inference", 0.1)
+    counts.lagged(0.1)
+    counts.in_flight = 1
+    assert (shown.answers, shown.in_flight) == ({}, 0)
+    assert (sum(shown.duration_counts), sum(shown.lag_counts), shown.duration_sum, shown.lag_sum) == (0, 0, 0, 0)
+    again = counts.total()
+    assert (again.answers, again.in_flight, again.duration_sum) == ({(200, "/inference"): 1}, 1, 0.1)
+    assert (sum(again.duration_counts), sum(again.lag_counts), again.lag_sum) == (1, 1, 0.1)
+
+
 def test_requests_in_flight_are_a_gauge():
     counts = GatewayCounts()
     counts.in_flight = 3

@@ -266,7 +266,7 @@ def test_results_that_come_after_the_end_of_their_process_are_not_acknowledged_a
     world, worker = lost_with_lease()
     world.turn(worker.finishes(1))
     assert world.wait(2.0) == []
-    assert world.stage().batch_seconds.sum == 0.0 and world.stage().batcher.service == 0.0
+    assert world.stage().tallies.of(0).running.sum == 0.0 and world.stage().batcher.service == 0.0
 
 
 # Results of another epoch

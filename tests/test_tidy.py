@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from floors below its own. Parts of one floor do not know each other.
 FLOORS: dict[str, list[str]] = {
-    "0 words": ["errors", "config", "messages"],
+    "0 words": ["errors", "config", "messages", "catalogue"],
     "1 decisions": ["wire", "core", "core.*"],
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting", "board", "annotations", "protocol",
+        "resting", "board", "metrics", "annotations", "protocol",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
@@ -55,6 +55,7 @@ ONE_ANOTHER = ["core", "core.*", "bench.*"]
 SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
     ("telemetry", "board"): "where several gateways count together",
+    ("worker", "metrics"): "what Worker.metrics is",
     ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("daemons", "processes"): "a daemon is watched and outlived like any process of the agent",
     ("annotations", "worker"): "the two sides of forward",

@@ -20,12 +20,15 @@ DURATION_BOUNDS = tuple(0.001 * 2**power for power in range(17))  # seconds: 1 m
 OK, FIRST_ERROR, LAST_ERROR = 200, 400, 599  # what a request for inference may be answered with
 COLUMNS = 2 + LAST_ERROR - FIRST_ERROR  # of a route: one for each status
 
-PID, REQUESTS, CONNECTIONS, SECONDS, DURATIONS = range(5)  # where in a row; the last is the first of its kind
-ANSWERS = DURATIONS + len(DURATION_BOUNDS) + 1
+# Where in a row; DURATIONS, LAGS and ANSWERS are the first of their kind.
+PID, REQUESTS, CONNECTIONS, SECONDS, LAG_SECONDS, DURATIONS = range(6)
+LAGS = DURATIONS + len(DURATION_BOUNDS) + 1
+ANSWERS = LAGS + len(DURATION_BOUNDS) + 1
 
 
 class Row:
-    """What one gateway says of itself. `answered` and `took` only grow, whoever is in it; the rest is of now."""
+    """What one gateway says of itself. What was answered, took time or lagged only grows, whoever is in it; the rest is
+    of now."""
 
     def __init__(self, page: memoryview) -> None:
         self._page, self._cells, self._reals = page, page.cast("Q"), page.cast("d")
@@ -71,6 +74,11 @@ class Row:
         self._cells[DURATIONS + bucket] += 1
         self._reals[SECONDS] += seconds
 
+    def lagged(self, bucket: int, seconds: float) -> None:
+        """The event loop was so late; the bucket is by `DURATION_BOUNDS` too."""
+        self._cells[LAGS + bucket] += 1
+        self._reals[LAG_SECONDS] += seconds
+
     def answers(self, route: int) -> Iterator[tuple[int, int]]:
         """Each status that this route was answered with, and how often."""
         first = ANSWERS + route * COLUMNS
@@ -85,7 +93,16 @@ class Row:
 
     def durations(self) -> list[int]:
         """How many took so long, by bucket."""
-        return self._cells[DURATIONS:ANSWERS].tolist()
+        return self._cells[DURATIONS:LAGS].tolist()
+
+    @property
+    def lag_seconds(self) -> float:
+        """All that `lagged` was told."""
+        return self._reals[LAG_SECONDS]
+
+    def lags(self) -> list[int]:
+        """How often the loop was so late, by bucket."""
+        return self._cells[LAGS:ANSWERS].tolist()
 
     def close(self) -> None:
         for view in (self._cells, self._reals, self._page):

@@ -162,7 +162,7 @@ class Broker:
             monitor = router.monitor()
             self._loop.add_reader(monitor.fd, self._notice, index, monitor)
             self._notice(index, monitor)  # who has never looked is not told of the first event, nor of any after it
-        self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
+        self._tick = self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
         self._schedule()
 
     def close(self) -> None:
@@ -304,7 +304,8 @@ class Broker:
     def _safety_tick(self) -> None:
         if self._closed:
             return
-        lag = self._clock() - self._last_turn - SAFETY_TICK_SECONDS
+        lag = self._loop.time() - self._tick.when()
+        self._pending.append(events.LoopLagged(lag))
         if lag > LAG_WARN_SECONDS:
             logger.debug("the event loop was %.0f ms late", lag * 1000)
         if not self._scheduled and any(router.pending() for router in self._routers):
@@ -313,7 +314,7 @@ class Broker:
             self._notice(index, router.monitor())  # libzmq stands still for ever when nobody takes its 2000th word
         self._unread = True
         self._schedule()
-        self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
+        self._tick = self._loop.call_later(SAFETY_TICK_SECONDS, self._safety_tick)
 
     # Sending.
 

@@ -179,6 +179,8 @@ class Calls:
             door.measure(now)
 
     def _swept(self) -> None:
+        assert self._sweeping is not None, "it has just rung"
+        self._counts.lagged(asyncio.get_running_loop().time() - self._sweeping.when())
         self._sweeping = None
         if self._held:
             self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._swept)

@@ -375,8 +375,9 @@ class _Pages:
             snapshot = await self._gateway.link.stats()
         except BrokerSilent:
             snapshot = None
-        accept = request.headers.get("accept", "")
-        text, content_type = render(self._namespace, self._gateway.counts.total(), snapshot, accept)
+        accept, counts = request.headers.get("accept", ""), self._gateway.counts.total()
+        # A thread, since hundreds of workers make megabytes of text, and the loop has other things to do.
+        text, content_type = await asyncio.to_thread(render, self._namespace, counts, snapshot, accept)
         return Response(text, headers={"content-type": content_type})
 
     async def metadata(self, request: Request) -> Response:

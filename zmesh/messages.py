@@ -238,6 +238,7 @@ class Credit:
     total: int
     state: WorkerState
     text: str = ""
+    metrics: str = ""  # of user code, see `zmesh.metrics`
 
 
 @value
@@ -272,6 +273,7 @@ class Results:
     payloads: list[Payload]
     compute_us: int = 0
     ids: list[TaskId] | None = None
+    metrics: str = ""  # of user code, see `zmesh.metrics`
 
 
 @value

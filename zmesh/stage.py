@@ -15,7 +15,7 @@ import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
@@ -29,7 +29,8 @@ from zmesh.declaring import declaration
 from zmesh.errors import DeclarationError
 from zmesh.line import Line
 from zmesh.loader import AppError, load_worker_class
-from zmesh.messages import Cancel, Credit, Drain, Heartbeat, PeerId, Phase, SessionId, WorkerState
+from zmesh.messages import Cancel, Credit, Drain, Heartbeat, PeerId, Phase, Results, SessionId, WorkerState
+from zmesh.metrics import Metrics, metrics_of
 from zmesh.pipe import Pipe, Slate, child_pipe
 from zmesh.rehearsal import make_worker, warm_up
 from zmesh.runner import BatchRunner
@@ -45,6 +46,7 @@ MIME_TYPE = re.compile(r"[!-~]+/[!-~]+( *;[ -~]*)?")  # it becomes a header
 DOCUMENT_SECONDS = 30.0
 FAILURE_CHARACTERS_MAX = 64 * 1024
 GOODBYE_MS = 500  # for the last words to leave after the loop
+CARRIERS = Credit, Results  # of what user code has counted
 AGENT_SECONDS = 0.02  # how long a word of the agent may wait while one batch follows another
 
 log = logging.getLogger("zmesh.worker")
@@ -234,8 +236,11 @@ class _Document:
 class WorkerLoop:
     """Carries words between a broker, a `Session` and a `BatchRunner` until the session leaves."""
 
-    def __init__(self, session: Session, runner: BatchRunner, line: Line, pipe: Pipe, poller: Poller) -> None:
+    def __init__(
+        self, session: Session, runner: BatchRunner, line: Line, pipe: Pipe, poller: Poller, metrics: Metrics
+    ) -> None:
         self._session, self._runner, self._line, self._pipe, self._poller = session, runner, line, pipe, poller
+        self._metrics = metrics
         self._poller.watch(pipe.fd)
         self._connect_at: float | None = monotonic()
         self._next: Run | None = None
@@ -326,6 +331,8 @@ class WorkerLoop:
     def _perform(self, effect: SessionEffect) -> None:
         match effect:
             case Transmit(session, message):
+                if isinstance(message, CARRIERS) and (report := self._metrics.report(session)):
+                    message = replace(message, metrics=report)
                 self._line.send(session, message)
                 if type(message) is Credit and message.state is WorkerState.READY:
                     self._owes_ready = not self._is_ready
@@ -379,7 +386,7 @@ def main() -> int:
     runner = BatchRunner(worker, slate, retry=document.stage.retry)
     context, poller = Context(), Poller()
     line = Line(context, document.endpoint, poller, document.settings.limits(), "worker")
-    left = WorkerLoop(document.session(), runner, line, pipe, poller).run()
+    left = WorkerLoop(document.session(), runner, line, pipe, poller, metrics_of(worker)).run()
     log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()
     return left.exit_code

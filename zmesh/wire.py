@@ -178,7 +178,7 @@ def _are_texts(values: Sequence[Any], bytes_max: int) -> bool:
 
 
 def _text_up_to(bytes_max: int) -> Check:
-    return _that(lambda it: _are_texts((it,), bytes_max), f"text of at most {bytes_max} bytes")
+    return _that(lambda it: it == "" or _are_texts((it,), bytes_max), f"text of at most {bytes_max} bytes")
 
 
 # Of one value.
@@ -364,11 +364,11 @@ _TABLE = [
           frame_bytes_max=_u63, message_rows_max=_u63, message_inline_bytes_max=_u63, stages=_texts,
           once_routes=_texts),
     _form(3, messages.Refuse, code=_one_of(messages.RefuseCode), text=_text, retry_after_ms=_u63),
-    _form(4, messages.Credit, total=_u63, state=_one_of(messages.WorkerState), text=_text),
+    _form(4, messages.Credit, total=_u63, state=_one_of(messages.WorkerState), text=_text, metrics=_text),
     _form(5, messages.Submit, route=_text, columns=_columns, again=_flag, all=_flag, handled=_u64),
     _form(6, messages.Tasks, lease=_u64, columns=_columns, acks=_leases),
     _form(7, messages.Results, "", slice(2, 6), epoch=_u64, lease=_u64, rows=_rows, statuses=_statuses, kinds=_kinds,
-          payloads=_payloads, compute_us=_u63, ids=_ids_or_nil),
+          payloads=_payloads, compute_us=_u63, ids=_ids_or_nil, metrics=_text),
     _form(8, messages.Ack, leases=_leases, peers=_peers),
     _form(9, messages.Reply, "", slice(1, 8), number=_u64, ids=_ids, statuses=_statuses, kinds=_kinds,
           payloads=_payloads, attempts=_u63s, queue_us=_u63s, compute_us=_u63s),

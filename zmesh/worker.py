@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
 import importlib
 import importlib.util
 import json
@@ -23,6 +24,7 @@ from typing import Any
 
 from zmesh.codec import dumps, loads
 from zmesh.errors import DecodingError, EncodingError
+from zmesh.metrics import Metrics
 
 __all__ = ["MOSEC_REF_TEMPLATE", "ParseTarget", "SSEWorker", "Worker"]
 
@@ -52,6 +54,12 @@ class Worker(abc.ABC):
     stage: str = ""
     worker_id: int = 0
     max_batch_size: int = 1
+
+    @functools.cached_property
+    def metrics(self) -> Metrics:
+        """Counters, gauges and histograms of your own, for `/metrics`: `self.metrics.counter("tokens", "Tokens made")`.
+        From `__init__` on; without a mesh they just count."""
+        return Metrics()
 
     @abc.abstractmethod
     def forward(self, data: Any) -> Any:

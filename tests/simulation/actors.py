@@ -130,6 +130,7 @@ class Broker(Process):
         gap = now - self._last_turn
         if gap > STALL_SECONDS:
             happened.insert(0, events.Stalled(gap))
+            happened.append(events.LoopLagged(gap))
         happened += [event_of(*said) for said in self.router.read()]
         if not happened:
             happened.append(events.Tick())

@@ -40,6 +40,17 @@ def test_every_status_of_every_route_has_a_place_of_its_own(route: int):
     board.close()
 
 
+def test_lags_of_the_loop_are_counted_apart_from_durations():
+    board = Board.make(2, 1)
+    row = board.rows[0]
+    row.lagged(0, 0.25)
+    row.lagged(len(DURATION_BOUNDS), 100.5)
+    assert row.lags() == [1] + [0] * (len(DURATION_BOUNDS) - 1) + [1]
+    assert (row.lag_seconds, row.seconds) == (100.75, 0.0)
+    assert sum(row.durations()) == 0 and list(row.answers(0)) == [] and sum(board.rows[1].lags()) == 0
+    board.close()
+
+
 def test_durations_are_counted_by_bucket_and_added_up():
     board = Board.make(2, 1)
     row = board.rows[1]

@@ -24,9 +24,9 @@ import pytest
 from PIL import Image
 
 from zmesh import DecodingError, ValidationError, agent, cli, household
+from zmesh.catalogue import CATALOGUE
 from zmesh.config import OPTIONS, Plan
 from zmesh.hosting import chosen_stages
-from zmesh.telemetry import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import socket
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -41,6 +42,7 @@ from zmesh.messages import (
     TaskId,
     Welcome,
 )
+from zmesh.telemetry import render
 
 PLAN = Plan(
     stages=(StagePlan(name="Resize", worker="Resize"), StagePlan(name="Label", worker="Label", mime_type="text/csv")),
@@ -699,6 +701,7 @@ def test_idle_time_does_not_count_as_a_low_rate():
         gateway = await joined(broker, clock=clock)
         await Client(b"x").ask(gateway.inference)
         gateway.calls._swept()  # nobody is here: the sweep ends
+        assert sum(gateway.counts.lag_counts) == 1, "a sweep also sees how late the loop is"
         clock.now += 3600
         asking = Client(b"x").start(gateway.inference)
         await until(lambda: len(broker.rows) == 2)
@@ -1374,6 +1377,18 @@ def test_the_mesh_page_is_the_brokers_snapshot_and_the_gateway():
     shown = json.loads(page("/mesh").body)
     assert shown["stages"] == READY["stages"]
     assert shown["gateway"]["version"] == VERSION
+
+
+def test_the_text_of_metrics_is_written_by_another_thread(monkeypatch):
+    threads = []
+
+    def slowly(*given):
+        threads.append(threading.current_thread())
+        return render(*given)
+
+    monkeypatch.setattr("zmesh.gateway.render", slowly)
+    assert page("/metrics").status == 200
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
 
 
 def test_metrics_have_a_content_type_and_openmetrics_is_negotiated():

@@ -48,12 +48,12 @@ EXAMPLES: list[say.Message] = [
         once_routes=["/pay"],
     ),
     say.Refuse(code=say.RefuseCode.UNKNOWN_PEER, text="say HELLO again", retry_after_ms=50),
-    say.Credit(total=12, state=say.WorkerState.READY, text="warm"),
+    say.Credit(total=12, state=say.WorkerState.READY, text="warm", metrics="[1,[],[]]"),
     say.Submit(route="/inference", columns=COLUMNS, again=True, all=True, handled=41),
     say.Tasks(lease=9, columns=COLUMNS, acks=[7, 8]),
     say.Results(
         epoch=77, lease=9, rows=[1, 0], statuses=[0, 4], kinds=[0, 1], payloads=[b"7", b"bad"], compute_us=1200,
-        ids=[2**64 - 1, 5],
+        ids=[2**64 - 1, 5], metrics="[2,[],[]]",
     ),
     say.Ack(leases=[9], peers=[PEER, BROKER]),
     say.Reply(
@@ -159,11 +159,12 @@ a_message = {
         st.lists(text, max_size=3),
     ),
     "Refuse": st.builds(say.Refuse, st.sampled_from(say.RefuseCode), text, u63),
-    "Credit": st.builds(say.Credit, u63, st.sampled_from(say.WorkerState), text),
+    "Credit": st.builds(say.Credit, u63, st.sampled_from(say.WorkerState), text, text),
     "Submit": st.builds(say.Submit, text, a_columns, st.booleans(), st.booleans(), u64),
     "Tasks": st.builds(say.Tasks, u64, a_columns, leases),
     "Results": columns_of(
-        say.Results, ["rows", "statuses", "kinds", "payloads"], nil_or="ids", epoch=u64, lease=u64, compute_us=u63
+        say.Results, ["rows", "statuses", "kinds", "payloads"], nil_or="ids", epoch=u64, lease=u64, compute_us=u63,
+        metrics=text,
     ),
     "Ack": st.builds(say.Ack, leases, st.lists(peers, max_size=3)),
     "Reply": columns_of(

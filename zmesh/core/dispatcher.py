@@ -42,6 +42,7 @@ HANDLERS: Mapping[type, Callable[..., None]] = {
     events.MessageBroken: presence.on_message_broken,
     events.ConnectionLost: silence.on_connection_lost,
     events.Stalled: silence.on_stalled,
+    events.LoopLagged: lambda mesh, event: mesh.loop_lag.add(max(0.0, event.seconds)),
 }
 TOO_LATE = b"no answer before the deadline"
 
@@ -130,8 +131,12 @@ class Dispatcher:
     def _cut(self, stage: StageRecord, choice: Choice) -> list[Task]:
         """A batch that one TASKS message can carry."""
         limits = self.mesh.limits
-        cut = stage.queue.cut_suspects if choice.suspect else stage.queue.cut
-        return cut(min(choice.size, limits.message_rows_max), limits.message_inline_bytes_max)
+        queue = stage.queue
+        cut = queue.cut_suspects if choice.suspect else queue.cut
+        before = queue.bytes
+        batch = cut(min(choice.size, limits.message_rows_max), limits.message_inline_bytes_max)
+        stage.counts.bytes_in += before - queue.bytes
+        return batch
 
     def _still_wanted(self, stage: StageRecord, batch: list[Task]) -> list[Task]:
         """Tasks whose time is over, or surely not enough, leave here."""
@@ -142,6 +147,7 @@ class Dispatcher:
             return batch
         stage.counts.expired += len(late)
         for task in late:
+            stage.counts.bytes_in -= task.size
             mesh.bury(task, Step.EXPIRE, int(Status.TIMEOUT), TOO_LATE)
         return [task for task in batch if task.deadline > horizon]
 
@@ -154,7 +160,7 @@ class Dispatcher:
         if stage.overdue_at is None and stage.plan.timeout_seconds:
             stage.overdue_at = stage.kill_at(lease, mesh.limits)
         stage.leased += len(batch)
-        stage.count_lease(batch, choice.reason, now)
+        stage.count_lease(worker, batch, choice.reason, now)
         take_together(batch, Step.LEASE)
         for task in batch:
             task.lease = lease

@@ -40,6 +40,7 @@ __all__ = [
     "Heard",
     "LinkEvent",
     "LinkLost",
+    "LoopLagged",
     "MessageBroken",
     "PeerBeat",
     "PeerGreeted",
@@ -172,6 +173,13 @@ class Stalled:
 
 
 @value
+class LoopLagged:
+    """The listener's event loop was looked at, and ran so many seconds late."""
+
+    seconds: float
+
+
+@value
 class Tick:
     """Nothing happened but time."""
 
@@ -236,6 +244,7 @@ DispatcherEvent: TypeAlias = (
     | ConnectionLost
     | SendFailed
     | Stalled
+    | LoopLagged
     | Tick
 )
 LinkEvent: TypeAlias = Started | Heard | RequestsAccepted | RequestsAbandoned | LinkLost | Tick

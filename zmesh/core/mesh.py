@@ -14,10 +14,13 @@ from random import Random
 from zmesh.config import Limits, Plan
 from zmesh.core.directory import Directory
 from zmesh.core.effects import DispatcherEffect, Report, Send
+from zmesh.core.events import Address
+from zmesh.core.meters import Meters
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
-from zmesh.core.tasks import Route, Step, Task, TaskState, take_together
+from zmesh.core.tallies import SECONDS_BOUNDS, Histogram
+from zmesh.core.tasks import Route, Step, Task, TaskState, move_on, take_together
 from zmesh.core.workers import Lease, Worker
 from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
 
@@ -32,7 +35,8 @@ class Mesh:
     ) -> None:
         self.plan, self.limits, self.now, self.host, self.agent = plan, limits, now, host, agent
         self.midway = Midway(limits.midway_bytes_max, max((len(route.stages) for route in plan.routes), default=1))
-        self.stages = [StageRecord(stage, index, self.midway) for index, stage in enumerate(plan.stages)]
+        count = len(plan.stages)
+        self.stages = [StageRecord(stage, index, self.midway, count) for index, stage in enumerate(plan.stages)]
         indexes = {stage.name: index for index, stage in enumerate(plan.stages)}
         self.routes = {r.path: Route(r.path, tuple(indexes[name] for name in r.stages)) for r in plan.routes}
         for route in self.routes.values():
@@ -42,6 +46,8 @@ class Mesh:
         self.leases: dict[LeaseId, Lease] = {}
         self.late_leases: OrderedDict[LeaseId, Lease] = OrderedDict()  # ended, but results may still come
         self.lease_count = 0
+        self.meters = Meters()  # of user code
+        self.loop_lag = Histogram(SECONDS_BOUNDS)  # of our event loop
         self.late = 0  # results that came too late to matter
         self.drain: Drain | None = None  # what was asked for, once it was
         self.retiring: Drain | None = None  # the same, asked of the agent that we are a child of
@@ -69,6 +75,10 @@ class Mesh:
         worker.ends_at = self.now + seconds
         insort(self.exiting, (worker.ends_at, worker), key=itemgetter(0))
 
+    def is_near(self, peer: Peer) -> bool:
+        """Whether it is on the broker's host."""
+        return not self.host or peer.host == self.host
+
     def tell(self, peer: Peer, message: Message) -> None:
         peer.told = self.now
         self.effects.append(Send(peer.address, peer.session, message))
@@ -89,6 +99,15 @@ class Mesh:
         """No task is left, and no answer that a gateway within reach has not acknowledged."""
         owing = [peer for peer in self.directory.gateways() if peer.lost_at is None and peer.kept.answered()]
         return not self.tasks and not owing
+
+    def take_metrics(self, worker: Worker, address: Address, report: str) -> None:
+        """What user code has counted there."""
+        stage, is_here = self.stages[worker.stage].plan.name, worker.session in self.directory.sessions
+        if problem := self.meters.take(worker.peer, stage, worker.tally.name, report, is_here=is_here):
+            self.directory.strike(address, problem, self.now)
+        for text in self.meters.complaints:
+            self.report("warning", text)
+        self.meters.complaints.clear()
 
     def awaken(self, stage: StageRecord) -> None:
         self.awake[stage.index] = stage
@@ -117,16 +136,13 @@ class Mesh:
         if stage.is_alone:
             stage.batcher.answered(self.now, len(tasks))
             return
-        routes: dict[Route, int] = {}
-        for task in tasks:
-            if task.state is TaskState.DONE:
-                routes[task.route] = routes.get(task.route, 0) + 1
-        if onward := len(tasks) - sum(routes.values()):
+        done = [task.route for task in tasks if task.state is TaskState.DONE]
+        if onward := len(tasks) - len(done):
             stage.batcher.passed_on(self.now, onward)
         stages: dict[int, int] = {}
-        for route, count in routes.items():
+        for route in dict.fromkeys(done):
             for index in route.stages:
-                stages[index] = stages.get(index, 0) + count
+                stages[index] = stages.get(index, 0) + done.count(route)
         for index, count in stages.items():
             self.stages[index].batcher.answered(self.now, count)
 
@@ -172,6 +188,15 @@ class Mesh:
         else:
             for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
                 self._owe(task.gateway, [task], [payload], [kind])
+
+    def advance(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> dict[int, list[Task]]:
+        """One step further, for tasks that no queue and no lease counts any more. Returns them by their next stage."""
+        self.task_bytes += sum(map(len, payloads)) - sum([task.size for task in tasks])
+        move_on(tasks, payloads, kinds, self.now)
+        following = {task.route.stages[task.hop] for task in tasks}
+        if len(following) == 1:  # nearly always
+            return {following.pop(): tasks}
+        return {stage: [task for task in tasks if task.stage == stage] for stage in sorted(following)}
 
     def _owe(self, gateway: Gateway, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
         if gateway.session in self.directory.sessions:

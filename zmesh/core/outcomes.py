@@ -29,6 +29,8 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
     if worker is None:
         return
     results = event.message
+    if results.metrics:
+        mesh.take_metrics(worker, event.address, results.metrics)
     if results.epoch != mesh.directory.epoch:
         _take_former(mesh, mesh.stages[worker.stage], results)  # they are not kept, so nothing is acknowledged
         return
@@ -65,7 +67,9 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
     is_plain = _is_plain(lease, results)
     taken, good = (_succeed_together if is_plain else _take_each)(mesh, stage, lease, results, onward)
     lease.left -= taken
-    stage.counts.tasks_ok += good
+    counts = stage.counts
+    counts.tasks_ok += good
+    counts.bytes_out += sum(map(len, results.payloads))
     if taken:
         lease.clock = mesh.now
         lease.succeeded = lease.succeeded or OK in results.statuses  # whoever wants it
@@ -100,9 +104,13 @@ def _succeed_together(
         task.compute_us += compute_us
         if task.compute_us > COMPUTE_US_MAX:
             task.compute_us = COMPUTE_US_MAX
-    if not [task for task in tasks if task.hop != task.route.last]:
+    last = sum([task.hop == task.route.last for task in tasks])
+    if last in (0, count):  # nearly always
         stage.leased -= count
-        mesh.finish(tasks, results.payloads, results.kinds)
+        if last:
+            mesh.finish(tasks, results.payloads, results.kinds)
+        else:
+            onward |= mesh.advance(tasks, results.payloads, results.kinds)
     else:
         for task, payload, kind in zip(tasks, results.payloads, results.kinds, strict=True):
             _succeed(mesh, task, payload, kind, onward)
@@ -147,6 +155,7 @@ def _take_former(mesh: Mesh, stage: StageRecord, results: Results) -> None:
             task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
             _succeed(mesh, task, payload, kind, onward)
     stage.counts.tasks_ok += good
+    stage.counts.bytes_out += sum(map(len, results.payloads))
     mesh.late += len(results.rows) - good
     stage.queue.sweep()
     _send_on(mesh, onward)
@@ -163,9 +172,8 @@ def _succeed(mesh: Mesh, task: Task, payload: Payload, kind: int, onward: dict[i
         mesh.close(task, Step.FINISH, OK, payload, kind)
         return
     mesh.leave(task)
-    mesh.task_bytes += len(payload) - task.size
-    task.move_on(payload, kind, mesh.now)
-    onward.setdefault(task.stage, []).append(task)
+    for following, tasks in mesh.advance([task], [payload], [kind]).items():
+        onward.setdefault(following, []).extend(tasks)
 
 
 def _send_on(mesh: Mesh, onward: dict[int, list[Task]]) -> None:
@@ -176,7 +184,8 @@ def _send_on(mesh: Mesh, onward: dict[int, list[Task]]) -> None:
 def _finish(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """Only a finished lease grants credit."""
     worker = lease.worker
-    stage.batch_seconds.add(mesh.now - lease.started)
+    if lease.succeeded:
+        worker.tally.running.add(mesh.now - lease.started)
     worker.batches += 1
     worker.tasks += len(lease.tasks)
     if lease.succeeded and not lease.is_interrupted:

@@ -72,7 +72,9 @@ def on_peer_greeted(mesh: Mesh, event: PeerGreeted) -> None:
             peer.total = peer.used = len(event.message.running) + len(event.message.waiting)
         if isinstance(former, Worker):
             _carry_over(mesh, former, peer, event.message)
-        mesh.stages[peer.stage].crew.join(peer)
+        stage = mesh.stages[peer.stage]
+        peer.tally = stage.tallies.of(peer.worker_id, "" if mesh.is_near(peer) else peer.host)
+        stage.crew.join(peer)
     elif isinstance(peer, Gateway) and isinstance(former, Gateway):
         _succeed(mesh, former, peer)
     if isinstance(peer, Gateway) and mesh.drain is not None:
@@ -129,6 +131,8 @@ def on_credit_granted(mesh: Mesh, event: CreditGranted) -> None:
     if worker is None:
         return
     credit, stage = event.message, mesh.stages[worker.stage]
+    if credit.metrics:
+        mesh.take_metrics(worker, event.address, credit.metrics)
     worker.total = max(worker.total, credit.total)
     if credit.state is WorkerState.READY and worker.presence <= Presence.READY:
         worker.take(PresenceStep.READY)
@@ -153,8 +157,8 @@ def on_worker_exited(mesh: Mesh, event: WorkerExited) -> None:
         stage.counts.exits += 1
         worker.take(PresenceStep.EXIT)
         stage.crew.sort(worker)
-        limits, is_near = mesh.limits, not mesh.host or worker.host == mesh.host
-        mesh.end_in(limits.exit_grace_seconds if is_near else limits.exit_grace_far_seconds, worker)
+        limits = mesh.limits
+        mesh.end_in(limits.exit_grace_seconds if mesh.is_near(worker) else limits.exit_grace_far_seconds, worker)
     for stage in mesh.stages:
         if stage.plan.name == exited.stage and exited.failing:
             _fail_stage(mesh, stage, exited.reason)
@@ -191,6 +195,7 @@ def end_worker(mesh: Mesh, worker: Worker) -> None:
     worker.take(PresenceStep.END)
     stage.crew.part(worker)
     mesh.directory.close(worker)
+    mesh.meters.gone(worker.peer)
     mesh.effects.append(Forget(worker.address))
     mesh.awaken(stage)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from zmesh.core.tallies import SECONDS_BOUNDS, SIZE_BOUNDS
 from zmesh.core.workers import Presence, Worker
+from zmesh.messages import LONG_TEXT_BYTES_MAX
 
 if TYPE_CHECKING:
     from zmesh.core.mesh import Mesh
@@ -29,7 +31,7 @@ def snapshot_json(mesh: Mesh) -> str:
     ]
     directory = mesh.directory
     gateways = directory.gateways()
-    return json.dumps(
+    return _shortened(
         {
             "broker": directory.broker.hex(),
             "epoch": directory.epoch,
@@ -40,6 +42,9 @@ def snapshot_json(mesh: Mesh) -> str:
             "stages": [_stage(stage) for stage in stages],
             "routes": routes,
             "agents": [_agent(agent) for agent in directory.agents()],
+            "metrics": mesh.meters.snapshot(),
+            "loop_lag": mesh.loop_lag.snapshot(),
+            "bounds": {"size": SIZE_BOUNDS, "seconds": SECONDS_BOUNDS},
             "counters": {
                 "late": mesh.late,
                 "malformed": directory.malformed,
@@ -54,9 +59,20 @@ def snapshot_json(mesh: Mesh) -> str:
     )
 
 
+def _shortened(whole: dict[str, Any]) -> str:
+    """As text that one message can carry: in a mesh of thousands of workers without what each of them did,
+    and without the metrics of user code."""
+    text = json.dumps(whole)
+    if len(text) > LONG_TEXT_BYTES_MAX:
+        text = json.dumps({**whole, "metrics": [], "stages": [{**stage, "tallies": {}} for stage in whole["stages"]]})
+    return text
+
+
 def _stage(stage: StageRecord) -> dict[str, object]:
+    tallies = stage.tallies
     counts = {name: value for name, value in asdict(stage.counts).items() if name != "released"}
-    counts |= {f"released_{reason.value}": count for reason, count in stage.counts.released.items()}
+    counts |= {"batches": tallies.batches, "attempts": tallies.tasks}
+    counts |= {f"released_{reason}": count for reason, count in stage.counts.released.items()}
     return {
         "name": stage.plan.name,
         "queued": stage.queue.waiting,
@@ -70,8 +86,8 @@ def _stage(stage: StageRecord) -> dict[str, object]:
         "traceback": stage.traceback,
         "workers": [_worker(worker) for worker in stage.crew.workers.values()],
         "counters": counts,
-        "batch_size": stage.batch_size.snapshot(),
-        "batch_seconds": stage.batch_seconds.snapshot(),
+        "batches_up": stage.plan.max_batch_size > 1,
+        "tallies": {name: tally.snapshot() for name, tally in tallies.by_name.items()},
         "queue_seconds": stage.queue_seconds.snapshot(),
     }
 

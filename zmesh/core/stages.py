@@ -6,7 +6,6 @@ the clock says about a partial batch is the `Batcher`'s business.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,31 +13,13 @@ from zmesh.config import Limits, StagePlan
 from zmesh.core.batching import Batcher, Release
 from zmesh.core.midway import Midway
 from zmesh.core.queues import StageQueue
+from zmesh.core.tallies import SECONDS_BOUNDS, Histogram, Tallies
 from zmesh.core.tasks import Task
 from zmesh.core.workers import Crew, Lease, Worker
 
-__all__ = ["Choice", "Histogram", "StageCounts", "StageRecord"]
+__all__ = ["Choice", "StageCounts", "StageRecord"]
 
-SIZE_BOUNDS = tuple(float(2**power) for power in range(11))
-SECONDS_BOUNDS = tuple(0.0005 * 2**power for power in range(16))  # 0.5 ms to 16 s
-
-
-class Histogram:
-    """Counts between fixed bounds (`le`), and their sum."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def add(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.sum += value * times
-
-    def snapshot(self) -> dict[str, object]:
-        return {"bounds": self.bounds, "counts": self.counts, "sum": self.sum}
+TALLIES_MAX = 512  # of workers in a mesh that are shown each by itself; a snapshot has to fit into a message
 
 
 @dataclass(slots=True)
@@ -47,8 +28,8 @@ class StageCounts:
 
     tasks_ok: int = 0
     tasks_error: int = 0
-    batches: int = 0
-    attempts: int = 0
+    bytes_in: int = 0  # of payloads handed to workers, each time counted
+    bytes_out: int = 0  # of payloads that came back
     deaths: int = 0  # charged
     exits: int = 0  # worker processes that ended for whatever reason
     returned: int = 0  # tasks whose lease ended without a result
@@ -56,7 +37,7 @@ class StageCounts:
     expired: int = 0
     cancelled: int = 0
     shed: int = 0
-    released: dict[Release, int] = field(default_factory=lambda: dict.fromkeys(Release, 0))
+    released: dict[str, int] = field(default_factory=lambda: dict.fromkeys([why.value for why in Release], 0))
 
 
 class Choice(NamedTuple):
@@ -69,14 +50,13 @@ class Choice(NamedTuple):
 class StageRecord:
     """Mutable, owned by the dispatcher."""
 
-    def __init__(self, plan: StagePlan, index: int, midway: Midway) -> None:
+    def __init__(self, plan: StagePlan, index: int, midway: Midway, stages: int = 1) -> None:
         self.plan, self.index = plan, index
         self.queue = StageQueue(index, midway)
         self.crew = Crew()
         self.batcher = Batcher(plan.max_batch_size, plan.max_wait_ms / 1000, plan.batching)
         self.counts = StageCounts()
-        self.batch_size = Histogram(SIZE_BOUNDS)
-        self.batch_seconds = Histogram(SECONDS_BOUNDS)
+        self.tallies = Tallies(max(8, TALLIES_MAX // stages))
         self.queue_seconds = Histogram(SECONDS_BOUNDS)
         self.before: list[StageRecord] = []  # the stages whose results come here
         self.after: dict[int | None, None] = {}  # where its results go; None is their gateway
@@ -171,14 +151,17 @@ class StageRecord:
                 found.append((stage.batcher.ends(lease.started, now), count))
         return sorted(found)
 
-    def count_lease(self, batch: list[Task], reason: Release, now: float) -> None:
-        """A batch leaves; its tasks' time in the queue is over."""
-        counts, queue_seconds = self.counts, self.queue_seconds
-        counts.batches += 1
-        counts.attempts += len(batch)
-        counts.released[reason] += 1
-        self.batch_size.add(float(len(batch)))
-        arrived, run, waited_us = now, 0, 0
+    def count_lease(self, worker: Worker, batch: list[Task], reason: Release, now: float) -> None:
+        """A batch leaves for this worker; its tasks' time in the queue is over."""
+        queue_seconds, tally, size = self.queue_seconds, worker.tally, len(batch)
+        self.counts.released[reason._value_] += 1  # `.value`, and the hash of a member, are calls into Python
+        tally.sizes[(size - 1).bit_length()] += 1
+        tally.tasks += size
+        arrived, run = batch[0].arrived, 0
+        waited_us = int((now - arrived) * 1e6)
+        if self.plan.max_batch_size > 1:
+            is_ahead = len(worker.leases) > 1
+            tally.closing.add(0.0 if is_ahead else now - max(arrived, worker.idle_since))
         for task in batch:
             if task.arrived != arrived:  # who came in one message came together
                 queue_seconds.add(now - arrived, run)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zmesh.core.peers import Gateway
     from zmesh.core.workers import Lease
 
-__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState", "take_together"]
+__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState", "move_on", "take_together"]
 
 
 class TaskState(IntEnum):
@@ -179,14 +179,16 @@ class Task:
         assert following is not None, f"task {self.id:x}: no {step.name} from {self.state.name}"
         self.state = following
 
-    def move_on(self, payload: Payload, kind: int, now: float) -> None:
-        """To the queue of the next stage, with this stage's result; deaths belong to a stage and are forgotten."""
-        self.take(Step.ADVANCE)
-        self.hop += 1
-        self.payload, self.kind, self.size = payload, kind, len(payload)
-        self.arrived = now
-        self.attempt, self.deaths, self.alone_deaths, self.group_max, self.returns, self.hedged = 1, 0, 0, 0, 0, False
-        self.lease = None
+
+def move_on(tasks: Sequence[Task], payloads: Sequence[Payload], kinds: Sequence[int], now: float) -> None:
+    """To the queues of the next stages, with this stage's results; deaths belong to a stage and are forgotten."""
+    take_together(tasks, Step.ADVANCE)
+    for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
+        task.hop += 1
+        task.payload, task.kind, task.size = payload, kind, len(payload)
+        task.arrived = now
+        task.attempt, task.deaths, task.alone_deaths, task.group_max, task.returns, task.hedged = 1, 0, 0, 0, 0, False
+        task.lease = None
 
 
 def take_together(tasks: Sequence[Task], step: Step) -> None:

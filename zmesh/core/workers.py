@@ -17,6 +17,7 @@ from enum import IntEnum
 
 from zmesh.core.events import Address
 from zmesh.core.peers import Peer
+from zmesh.core.tallies import Tally
 from zmesh.core.tasks import Task, TaskState
 from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId
 
@@ -137,6 +138,7 @@ class Worker(Peer):
         "may_interrupt",
         "presence",
         "stage",
+        "tally",
         "tasks",
         "total",
         "used",
@@ -155,6 +157,7 @@ class Worker(Peer):
         self.acks: list[LeaseId] = []
         self.exit: Exited | None = None
         self.ends_at: float | None = None  # when it is lost or exited: how long we wait for its last words
+        self.tally = Tally()  # its stage has one for it, which it shares with its predecessors
         self.batches = 0
         self.tasks = 0
         self.has_succeeded = False  # it brought a batch to a good end
@@ -249,6 +252,7 @@ class Crew:
             self.ahead.pop(worker.session, None)
             following = worker.oldest()
             if following is not None:
+                worker.tally.ahead.add(now - following.started)
                 following.start(now)
             else:
                 worker.idle_since = now

@@ -444,7 +444,8 @@ class DispatcherMachine(RuleBasedStateMachine):
         match what:
             case "submit again" | "submit twice":
                 for path, ids in self._wanted_of(gateway).items():
-                    self._submit(gateway, path, ids, again=what == "submit again")
+                    left = [id for id in ids if id in self.wanted]  # the turn before this one may have answered some
+                    self._submit(gateway, path, left, again=what == "submit again")
             case "cancel":
                 self._cancel(number)
             case "lose link":

@@ -72,6 +72,17 @@ def test_routes_that_part_after_a_common_stage_each_go_their_way():
     assert world.turn(first.finishes(1)) == ["b1 ← TASKS 2: 1 4", "c1 ← TASKS 3: 2", "g ← REPLY 3 ok"]
 
 
+def test_routes_that_part_with_nobody_at_his_end_are_counted_as_well():
+    world = World(stage("a"), stage("b"), stage("c"), routes={"/ab": ["a", "b"], "/ac": ["a", "c"]})
+    gateway, first = world.gateway(), world.worker("a1")
+    world.worker("b1", "b", credit=1)
+    for id, route in ((1, "/ac"), (2, "/ab"), (3, "/ac")):
+        world.turn(gateway.submits(id, route=route, payload=b"12345"))
+    world.turn(first.credits(1))
+    assert world.turn(first.finishes(1, payload=b"123")) == ["b1 ← TASKS 2: 2"]
+    assert (world.mesh.task_bytes, world.stage("c").queue.waiting, world.stage("c").queue.bytes) == (9, 2, 6)
+
+
 def test_the_kind_of_a_payload_travels_with_it():
     world = World()
     gateway, worker = world.gateway(), world.worker(credit=1)
@@ -255,7 +266,7 @@ def test_results_that_come_after_the_end_of_their_process_are_not_acknowledged_a
     world, worker = lost_with_lease()
     world.turn(worker.finishes(1))
     assert world.wait(2.0) == []
-    assert world.stage().batch_seconds.sum == 0.0 and world.stage().batcher.service == 0.0
+    assert world.stage().tallies.of(0).running.sum == 0.0 and world.stage().batcher.service == 0.0
 
 
 # Results of another epoch

@@ -7,7 +7,7 @@ from tests.unit.core.world import World
 from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Share
 from zmesh.core.queues import SWEEP_MIN, StageQueue
-from zmesh.core.tasks import Route, Step, Task, TaskState
+from zmesh.core.tasks import Route, Step, Task, TaskState, move_on
 from zmesh.messages import OWN_FRAME_BYTES, TaskId
 
 ROUTE = Route("/go", (0, 1))
@@ -136,7 +136,7 @@ def test_who_moved_on_to_another_stage_does_not_wait_here_any_more():
     moved, stays = tasks(1, 2)
     queue.push([moved, stays])
     queue.leave(moved)
-    moved.move_on(b"result", 0, 5.0)
+    move_on([moved], [b"result"], [0], 5.0)
     assert moved.state is TaskState.QUEUED
     assert ids(queue.cut(2, 1000)) == [2]
 

@@ -72,7 +72,8 @@ def test_queues_leases_workers_and_counts_are_those_of_the_moment():
     assert embed["workers"][0]["state"] == "ready"
     assert (embed["workers"][0]["leases"], embed["workers"][0]["batches"], embed["workers"][0]["tasks"]) == (1, 1, 1)
     assert embed["counters"]["released_crowd"] == 2 and embed["counters"]["released_single"] == 1
-    assert embed["batch_size"]["sum"] == 4.0 and "counts" in embed["batch_seconds"] and "sum" in embed["queue_seconds"]
+    assert (embed["counters"]["batches"], embed["counters"]["attempts"]) == (3, 4)
+    assert embed["tallies"]["0"]["batch_size"]["sum"] == 4 and "counts" in embed["queue_seconds"]
 
 
 def test_a_failing_stage_says_why_and_all_of_it_until_it_is_well():

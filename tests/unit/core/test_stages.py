@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.core.world import SEGFAULT, WorkerPeer, World, stage
 from zmesh.core.batching import Release
-from zmesh.core.stages import Histogram, StageRecord
+from zmesh.core.stages import StageRecord
 from zmesh.messages import Tasks
 
 
@@ -20,14 +20,6 @@ def suspects(world: World, count: int, *, of: int = 1) -> None:
         world.turn(agent.reports(worker, SEGFAULT, lease=lease))
         world.turn(after=0.02)
     assert world.stage().queue.suspects == count
-
-
-def test_a_histogram_counts_up_to_each_bound_and_sums():
-    histogram = Histogram((1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 3.0):
-        histogram.add(value)
-    histogram.add(2.0, times=2)
-    assert histogram.snapshot() == {"bounds": (1.0, 2.0), "counts": [2, 3, 1], "sum": 10.0}
 
 
 def test_nobody_waits_and_nobody_is_chosen():
@@ -49,7 +41,7 @@ def test_a_full_batch_goes_one_ahead_to_a_busy_worker_with_credit():
     gateway = world.gateway()
     world.worker(credit=2)
     assert world.turn(gateway.submits(*range(1, 10))) == ["w1 ← TASKS 1: 1 2 3 4", "w1 ← TASKS 2: 5 6 7 8"]
-    assert world.stage().counts.released[Release.FULL] == 2
+    assert world.stage().counts.released[Release.FULL.value] == 2
 
 
 def test_nothing_goes_ahead_where_batches_are_slow():
@@ -66,7 +58,7 @@ def test_a_stage_that_does_not_batch_gives_out_one_at_a_time():
     world.worker(credit=2)
     gateway = world.gateway()
     assert world.turn(gateway.submits(1, 2, 3)) == ["w1 ← TASKS 1: 1", "w1 ← TASKS 2: 2"]
-    assert world.stage().counts.released[Release.SINGLE] == 2
+    assert world.stage().counts.released[Release.SINGLE.value] == 2
 
 
 def test_a_partial_batch_waits_for_company_and_goes_when_its_window_is_over():
@@ -78,7 +70,7 @@ def test_a_partial_batch_waits_for_company_and_goes_when_its_window_is_over():
     assert world.dispatcher.next_wakeup() == due
     assert world.turn(gateway.submits(2), after=0.004) == []
     assert world.turn(after=due - world.now) == ["w1 ← TASKS 1: 1 2"]
-    assert world.stage().wake is None and world.stage().counts.released[Release.WINDOW] == 1
+    assert world.stage().wake is None and world.stage().counts.released[Release.WINDOW.value] == 1
 
 
 def test_a_burst_goes_to_one_worker_unless_the_stage_spreads():
@@ -272,8 +264,8 @@ def test_a_batch_that_leaves_is_counted_and_its_wait_measured():
     worker = world.worker("w1")
     world.turn(worker.credits(1), after=0.25)
     record: StageRecord = world.stage()
-    assert (record.counts.batches, record.counts.attempts, record.leased) == (1, 3, 3)
-    assert record.batch_size.sum == 3.0 and record.queue_seconds.sum == 1.25
+    assert (record.tallies.batches, record.tallies.tasks, record.leased) == (1, 3, 3)
+    assert record.queue_seconds.sum == 1.25
     assert world.task(1).queue_us == 500_000 and world.task(3).queue_us == 250_000
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.unit.core.world import World, stage
-from zmesh.core.tasks import TASK_STEPS, Route, Step, Task, TaskState, take_together
+from zmesh.core.tasks import TASK_STEPS, Route, Step, Task, TaskState, move_on, take_together
 from zmesh.messages import State, TaskId
 
 
@@ -63,7 +63,7 @@ def test_moving_on_takes_the_result_along_and_forgets_what_belongs_to_the_stage(
     assert (task.stage, task.is_last_hop, task.size) == (4, False, 4)
     task.take(Step.LEASE)
     task.attempt, task.deaths, task.alone_deaths, task.returns, task.queue_us = 4, 2, 1, 3, 50
-    task.move_on(b"result", kind=1, now=7.0)
+    move_on([task], [b"result"], [1], now=7.0)
     assert (task.stage, task.is_last_hop) == (2, True)
     assert (task.payload, task.size, task.kind, task.arrived) == (b"result", 6, 1, 7.0)
     assert (task.attempt, task.deaths, task.alone_deaths, task.returns) == (1, 0, 0, 0)

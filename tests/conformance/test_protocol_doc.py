@@ -131,6 +131,7 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
     "refuse code": of_words(messages.RefuseCode),
     "worker state": of_words(messages.WorkerState),
     "phase": of_words(messages.Phase),
+    "chunk kind": of_words(messages.ChunkKind),
     "list of u64": of_lists(*U64),
     "list of text": of_lists(["", "A"], TEXT[1]),
     "list of peer": of_lists(*PEER),
@@ -148,6 +149,7 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
         [[{**CONTEXT_64, "one": "more"}], [{1: "x"}], [{"x": 1}], [1], [], [None, None], 1, "x", {}],
     ),
     "column of id, or nil": ([None, [0], [2**64 - 1]], [[-1], [None], [], [1, 2], 1, "x"]),
+    "column of u63, or nil": ([None, [0], [2**63 - 1]], [[-1], [2**63], [None], [], [1, 2], 1, "x"]),
 }
 
 Body = list[Any]
@@ -228,6 +230,7 @@ def test_words_have_the_numbers_of_the_document():
         "refuse code": messages.RefuseCode,
         "worker state": messages.WorkerState,
         "phase": messages.Phase,
+        "chunk kind": messages.ChunkKind,
         "kind": messages.Kind,
     }
     said = {name.strip("`"): values for name, values in rows(section("4").split("**4.5**")[1].split("**4.6**")[0])}

@@ -7,6 +7,7 @@ from typing import Any
 
 from zmesh.alarms import ALARMS, Call
 from zmesh.core.effects import Run
+from zmesh.emitter import emitter_of
 from zmesh.messages import Columns, LeaseId, TaskId
 from zmesh.worker import Worker
 
@@ -26,9 +27,11 @@ def warm_up(worker: Worker) -> None:
     examples = list(worker.multi_examples)
     if not examples and worker.example is not None:
         examples = [worker.example]
+    emitter = emitter_of(worker)  # whose events go nowhere
+    forward = worker.forward if emitter is None else emitter.forward
     for example in examples:
         is_item = worker.max_batch_size > 1 and not isinstance(example, list)
-        ALARMS.run(_rehearsal(worker, example), worker.forward, [example] if is_item else example)
+        ALARMS.run(_rehearsal(worker, example), forward, [example] if is_item else example)
 
 
 def _rehearsal(worker: Worker, example: Any) -> Call:

@@ -6,6 +6,7 @@ that all of it can be tested without a socket. Its rules:
 * A row's own error (decode, encode, an exception in the place of a result) is that row's answer and nobody else's.
 * A batch whose `forward` raises is run again in halves, each decoded afresh because `forward` may have written into its
   items, until the guilty are alone. A once-only stage runs nothing twice: everybody gets the error.
+* A row whose client was told something by a stream is not run again: it ends with what `forward` raised.
 * A row that is past its deadline or was cancelled is not run, nor run again.
 * A `forward` that is broken off, by the `timeout` of its stage or by its agent, is not run in halves, whatever it made
   of that. All calls of `forward` for one batch share one `timeout`, until rows of it have been finished: so long, and a
@@ -25,8 +26,9 @@ from typing import Any
 
 from zmesh.alarms import ALARM, ALARMS, INTERRUPT, Alarms, Call
 from zmesh.core.effects import Run
-from zmesh.core.events import RowsFinished
+from zmesh.core.events import RowsFinished, RowsStreamed
 from zmesh.crashing import CRASHING, crash_at
+from zmesh.emitter import WrongYield, emitter_of
 from zmesh.errors import ForwardCancelled, ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
@@ -92,15 +94,20 @@ class BatchRunner:
     ) -> None:
         self._worker, self._slate, self._retry, self._clock, self._alarms = worker, slate, retry, clock, alarms
         self._max_batch_size = worker.max_batch_size
+        self._emitter = emitter_of(worker, alarms)
         # Only the codec of zmesh itself is known to read a memoryview; user code is promised bytes.
         self._ipc_takes_views = type(worker).deserialize_ipc is Worker.deserialize_ipc
 
     def run(
-        self, lease: Run, cancelled: Callable[[], Collection[int]], listen: Callable[[], None] = lambda: None
+        self,
+        lease: Run,
+        cancelled: Callable[[], Collection[int]],
+        listen: Callable[[], None] = lambda: None,
+        say: Callable[[RowsStreamed], None] = lambda event: None,
     ) -> Iterator[RowsFinished]:
         """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now;
-        `listen` brings that up to date."""
-        self._alarms.listen = listen
+        `listen` brings that up to date; `say` is for what clients are told meanwhile."""
+        self._alarms.listen = listen if self._emitter is None else self._emitter.open(say, listen)
         rows, most = range(len(lease.columns.ids)), self._max_batch_size  # the broker's app may say a larger one
         todo = [_Part(lease, list(rows[start : start + most])) for start in rows[::most]][::-1]
         while todo:
@@ -135,6 +142,9 @@ class BatchRunner:
             results = self._forward(call, items)
         except (Exception, ForwardTimeout, ForwardCancelled) as error:
             return self._halves(part, rows, call, error)
+        finally:
+            if self._emitter is not None:
+                self._emitter.end_call()
         self._encode(part, rows, results)
         return []
 
@@ -144,7 +154,11 @@ class BatchRunner:
         if broken_off_by := call.struck_by or (is_late and ALARM):
             self._break_off(part, rows, broken_off_by, error)
             return []
-        again = self._retry and not isinstance(error, _WrongResult | ForwardTimeout | ForwardCancelled)
+        again = self._retry and not isinstance(error, _WrongResult | WrongYield | ForwardTimeout | ForwardCancelled)
+        if again and self._emitter is not None and (told := self._emitter.has_said(rows)):
+            self._fail(part, told, error)
+            rest = [row for row in rows if row not in told]
+            return [_Part(part.lease, rest, part.ends_at)] if rest else []
         if len(rows) == 1 or not again:
             self._fail(part, rows, error)
             return []
@@ -188,10 +202,11 @@ class BatchRunner:
     # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _forward(self, call: Call, items: list[Any]) -> list[Any]:
+        forward = self._worker.forward if self._emitter is None else self._emitter.forward
         if self._max_batch_size == 1:
-            return [self._alarms.run(call, self._worker.forward, items[0])]
+            return [self._alarms.run(call, forward, items[0])]
         count = len(items)  # now, because `forward` may do with its list what it likes
-        results = self._alarms.run(call, self._worker.forward, items)
+        results = self._alarms.run(call, forward, items)
         if type(results) is not list:
             results = _as_list(results)
         if len(results) != count:
@@ -202,7 +217,8 @@ class BatchRunner:
 
     def _encode(self, part: _Part, rows: list[int], results: list[Any]) -> None:
         lease, states = part.lease.lease, part.lease.columns.states
-        write, write_last, write_next = self._slate.write, self._worker.serialize, self._worker.serialize_ipc
+        write, write_next = self._slate.write, self._worker.serialize_ipc
+        write_last = self._worker.serialize if self._emitter is None else _write_nothing
         finished, statuses, payloads = part.finished.append, part.statuses.append, part.payloads.append
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
@@ -234,11 +250,16 @@ class BatchRunner:
     def _log(self, columns: Columns, rows: list[int], error: BaseException, level: int = logging.ERROR) -> None:
         known = (columns.contexts[row] if columns.contexts else None for row in rows)
         requests = " ".join(context.get("request_id", "-") if context else "-" for context in known)
-        if isinstance(error, _WrongResult):
+        if isinstance(error, _WrongResult | WrongYield):
             log.log(level, "request %s: %s", requests, error)
         else:
             told = users_traceback(error).rstrip()
             log.log(level, "request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
+
+
+def _write_nothing(result: Any) -> bytes:
+    """What a stream returns at its end is for nobody."""
+    return b""
 
 
 def _as_list(results: Any) -> list[Any]:

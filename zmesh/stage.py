@@ -315,7 +315,7 @@ class WorkerLoop:
         lease, self._next = self._next, None
         assert lease is not None, "run was called without a lease"
         left = len(lease.columns.ids)
-        for finished in self._runner.run(lease, lambda: self._session.cancelled_running, self._overhear):
+        for finished in self._runner.run(lease, lambda: self._session.cancelled_running, self._overhear, self._handle):
             self._handle(finished)
             left -= len(finished.rows)
             if left:

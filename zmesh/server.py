@@ -210,7 +210,8 @@ class Server:
         if pipe is not None:
             from zmesh.serving import serve_gateway
 
-            logs.setup(settings.log_level, str(document.get("name", "gateway")))
+            logs.setup(settings.log_level, str(document.get("name", "gateway")), settings.log_format)
+            logs.join_in()
             return serve_gateway(plan, settings, pipe, document, self._app, self._schemas())
         if current_verb.name == "check":
             from zmesh.cli import show_plan
@@ -219,7 +220,7 @@ class Server:
             return 0
         from zmesh import agent
 
-        logs.setup(settings.log_level, "agent")
+        logs.setup(settings.log_level, "agent", settings.log_format)
         return agent.run(current_verb.name, plan, settings, current_verb.app_path, self._example())
 
     def _example(self) -> bytes | None:

@@ -25,9 +25,10 @@ from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
+from zmesh.current import running_request
 from zmesh.declaring import declaration
 from zmesh.errors import DeclarationError
-from zmesh.line import Line
+from zmesh.line import Line, line_class
 from zmesh.loader import AppError, load_worker_class
 from zmesh.messages import Cancel, Credit, Drain, Heartbeat, PeerId, Phase, SessionId, WorkerState
 from zmesh.pipe import Pipe, Slate, child_pipe
@@ -347,6 +348,7 @@ def _start(document: _Document, pipe: Pipe) -> Worker | None:
     try:
         cls = load_worker_class(document.app, document.stage.worker)
         worker = make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
+        logs.join_in()  # they may have configured logging meanwhile
         doing = "the warm-up with its example raised "
         warm_up(worker)
     except AppError as error:
@@ -366,7 +368,9 @@ def main() -> int:
         sys.stderr.write("zmesh: a worker is started by its agent; start both with: zmesh run app.py\n")
         return 2
     document = _Document.read(pipe.receive_first(DOCUMENT_SECONDS))
-    logs.setup(document.settings.log_level, f"worker {document.label}")
+    settings = document.settings
+    logs.setup(settings.log_level, f"worker {document.label}", settings.log_format, running_request)
+    logs.join_in()
     slate = Slate.open(document.slate)
     raise_file_limit()
     worker = _start(document, pipe)
@@ -376,9 +380,10 @@ def main() -> int:
     gc.freeze()  # what is there now stays; no collection need look at it again
     slate.write(0, Phase.IDLE)
     ALARMS.install(document.stage.timeout_seconds, slate.ordered)
-    runner = BatchRunner(worker, slate, retry=document.stage.retry)
+    tell = pipe.send if document.plan.hands_on(document.stage.name) else None
+    runner = BatchRunner(worker, slate, retry=document.stage.retry, tell=tell)
     context, poller = Context(), Poller()
-    line = Line(context, document.endpoint, poller, document.settings.limits(), "worker")
+    line = line_class(settings.log_level)(context, document.endpoint, poller, settings.limits(), "worker")
     left = WorkerLoop(document.session(), runner, line, pipe, poller).run()
     log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import REPOSITORY, Answer, RunningMesh, exchange, free_port, running, wait_until
+from tests.harness import REPOSITORY, TEXT, Answer, RunningMesh, exchange, free_port, running, wait_until
 
 DOCUMENT = REPOSITORY / "docs" / "behaviour.md"
 APPS = Path(__file__).parent / "apps" / "mistakes"
@@ -214,6 +214,7 @@ def terminal() -> Iterator[Terminal]:
         ZMESH_PORT="0",
     )
     try:
+        **TEXT,
         yield Terminal(folder, sockets, kept)
     finally:
         shutil.rmtree(home)

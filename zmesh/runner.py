@@ -227,6 +227,8 @@ class BatchRunner:
             payloads(payload)
 
     def _weigh(self, part: _Part, tell: Callable[..., None]) -> None:
+        if sum(map(len, part.payloads)) <= HEAVY_BYTES:
+            return
         states, finished = part.lease.columns.states, zip(part.finished, part.payloads, strict=True)
         sizes = [len(payload) for row, payload in finished if not states[row] & _EGRESS]
         if sum(sizes) > HEAVY_BYTES:

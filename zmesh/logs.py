@@ -95,8 +95,12 @@ class _Text(_Format):
         about = f"[{' '.join(requests)[:ID_CHARACTERS_MAX]}] " if requests else ""
         level, role, text = record.levelname, self._who.role, f"{about}{said}".translate(_ESCAPES)
         if self._is_coloured:
-            level, role = f"\x1b[{COLOURS.get(level, '0')}m{level}\x1b[0m", f"\x1b[36m{role}\x1b[0m"
+            level, role = _coloured(level, COLOURS.get(level, "")), _coloured(role, "36")
         return f"{self.formatTime(record)} {level} {role} {text}"
+
+
+def _coloured(text: str, colour: str) -> str:
+    return f"\x1b[{colour}m{text}\x1b[0m" if colour else text
 
 
 class _Json(_Format):

@@ -156,6 +156,10 @@ def test_a_large_batch_is_said_once_for_each_stage_with_a_way_out(caplog: pytest
     assert second.startswith("stage model ")
 
 
+def test_only_a_stage_with_another_one_behind_it_hands_anything_on():
+    assert PLAN.hands_on("decode") and not PLAN.hands_on("model")
+
+
 def test_mixins_that_help_are_named_and_they_exist():
     assert (
         HeavyBatches(["OneIPCMixin", "TwoIPCMixin"])

@@ -104,6 +104,9 @@ def test_colours_are_for_a_terminal_that_wants_them(listen: Listen, monkeypatch:
     assert re.fullmatch(
         f"{MOMENT} \x1b\\[33mWARNING\x1b\\[0m \x1b\\[36mworker Echo/2\x1b\\[0m hot\n", stream.getvalue()
     )
+    stream = listen(terminal=True)
+    get_logger().info("well")
+    assert re.fullmatch(f"{MOMENT} INFO \x1b\\[36mworker Echo/2\x1b\\[0m well\n", stream.getvalue())
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)

@@ -49,7 +49,7 @@ class Conversation:
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        self._credits: dict[tuple[str, str], Credit] = {}
+        self._credits: dict[tuple[str, str], str] = {}
 
     def heard(self, whom: str, message: Message) -> None:
         self._tell("<", whom, message)
@@ -68,8 +68,8 @@ class Conversation:
     def _is_news(self, sign: str, whom: str, credit: Credit) -> bool:
         if len(self._credits) >= PEERS_MAX:
             self._credits.clear()
-        former, self._credits[sign, whom] = self._credits.get((sign, whom)), credit
-        return credit != former
+        former, self._credits[sign, whom] = self._credits.get((sign, whom)), words(credit)
+        return words(credit) != former
 
 
 def greeter(hello: Hello) -> str:

@@ -28,7 +28,7 @@ FLOORS: dict[str, list[str]] = {
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting", "board", "metrics", "sse",
+        "resting", "board", "metrics", "sse", "conversation",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
@@ -36,9 +36,9 @@ FLOORS: dict[str, list[str]] = {
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
-        "inference", "lane", "streaming",
+        "inference", "lane", "streaming", "tryout",
     ],
-    "3b programs": ["agent", "gateway", "draining"],
+    "3b programs": ["agent", "gateway", "draining", "overhearing", "dryrun"],
     "4 assembly": ["server", "serving", "testing", "cog", "bench", "bench.*", "engines", "engines.*", "ui", "ui.*"],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip

@@ -300,7 +300,9 @@ class Calls:
 
     def fault(self, call: Call, error: Exception) -> Refusal:
         """For an exception of ours, which is logged: whoever asked must still get an answer."""
-        logger.error("request %s failed in the gateway", call.request_id.decode("ascii"), exc_info=error)
+        request_id = call.request_id.decode("ascii")
+        about = {"request_id": request_id}
+        logger.error("request %s failed in the gateway", request_id, exc_info=error, extra=about)
         return Refusal(500, "inference internal error")
 
     def shed(self, door: Door, text: str, *, is_last: bool) -> Refusal:
@@ -329,7 +331,8 @@ class Calls:
             self._denied.add(call.path, call.body, payload, self.clock())
             text = "request %s: workers die of its body (%d bytes, sha256 %s); on %s it is refused for %g s"
             digest, request_id = hashlib.sha256(call.body).hexdigest(), call.request_id.decode("ascii")
-            logger.error(text, request_id, len(call.body), digest, call.path, DENIED_SECONDS)
+            about = {"request_id": request_id}
+            logger.error(text, request_id, len(call.body), digest, call.path, DENIED_SECONDS, extra=about)
 
 
 def _seconds(text: bytes) -> float:

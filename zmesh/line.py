@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Protocol
 
 from zmesh.config import Limits
+from zmesh.conversation import Conversation
 from zmesh.core.events import Heard, LinkLost
 from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import WireError
@@ -22,7 +23,7 @@ from zmesh.messages import Chunk, Hello, Message, SessionId, Welcome
 from zmesh.transport import Context, Dealer, Frames
 from zmesh.wire import decode, encode
 
-__all__ = ["PARKED_MAX", "Line", "Watcher"]
+__all__ = ["PARKED_MAX", "Line", "Watcher", "line_class"]
 
 PARKED_MAX = 4096  # messages; with a broker that reads it is a handful
 PARKED_EVENTS_BYTES_MAX = 64 * 1024 * 1024  # of what is parked; beyond, events of streams are not
@@ -127,3 +128,33 @@ class Line:
                 log.error("a message from the broker cannot be read; connecting anew: %s", error)
                 heard.append(LinkLost())
         return heard
+
+
+class TalkingLine(Line):
+    """The same, for somebody who debugs."""
+
+    _talk = Conversation(log)  # one to a process
+
+    def connect(self) -> None:
+        super().connect()
+        self._talk.became(f"looking for the broker at {self._endpoint}")
+
+    def send(self, session: SessionId, message: Message) -> None:
+        if self._dealer is not None:
+            self._talk.said("broker", message)
+        super().send(session, message)
+
+    def receive(self) -> list[Heard | LinkLost]:
+        events = super().receive()
+        for event in events:
+            if isinstance(event, Heard):
+                self._talk.heard("broker", event.message)
+                if type(event.message) is Welcome:
+                    self._talk.became("joined the broker")
+            else:
+                self._talk.became("lost the broker")
+        return events
+
+
+def line_class(log_level: str) -> type[Line]:
+    return TalkingLine if log_level == "debug" else Line

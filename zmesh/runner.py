@@ -35,7 +35,7 @@ from zmesh.pipe import Slate
 from zmesh.tracebacks import one_line, users_traceback
 from zmesh.worker import Worker
 
-__all__ = ["BatchRunner", "status_of"]
+__all__ = ["HEAVY_BYTES", "BatchRunner", "status_of"]
 
 log = logging.getLogger("zmesh.worker")
 
@@ -43,6 +43,7 @@ log = logging.getLogger("zmesh.worker")
 _OK, _INLINE, _INGRESS, _EGRESS = int(Status.OK), int(Kind.INLINE), int(State.INGRESS), int(State.EGRESS)
 _DECODE, _FORWARD, _ENCODE = int(Phase.DECODE), int(Phase.FORWARD), int(Phase.ENCODE)
 _STATUS_OF_HTTP = {http: status for status, http in reversed(list(HTTP_STATUS.items()))}  # INTERNAL, not POISONED
+HEAVY_BYTES = 1024 * 1024  # from one stage to the next, as in mosec
 ERROR_CHARACTERS_MAX = 16 * 1024  # of the text that answers a failed item
 
 # What has a length and can be iterated, and is still not a list of results in order.
@@ -81,7 +82,8 @@ class _Part:
 
 
 class BatchRunner:
-    """One per worker process. `clock` is that of the deadlines, `alarms` may break `forward` off."""
+    """One per worker process. `clock` is that of the deadlines, `alarms` may break `forward` off. With `tell`,
+    the agent is told once when a batch hands more than `HEAVY_BYTES` on to the next stage."""
 
     def __init__(
         self,
@@ -91,7 +93,9 @@ class BatchRunner:
         retry: bool,
         clock: Callable[[], float] = monotonic,
         alarms: Alarms = ALARMS,
+        tell: Callable[..., None] | None = None,
     ) -> None:
+        self._tell = tell
         self._worker, self._slate, self._retry, self._clock, self._alarms = worker, slate, retry, clock, alarms
         self._max_batch_size = worker.max_batch_size
         self._emitter = emitter_of(worker, alarms)
@@ -119,6 +123,8 @@ class BatchRunner:
                     self._fail(part, other.rows, self._alarms.error(INTERRUPT))
                 todo.clear()
             if part.finished:
+                if self._tell is not None:
+                    self._weigh(part, self._tell)
                 yield part.event(self._clock() - started)
                 for other in todo:
                     other.ends_at = None
@@ -236,6 +242,15 @@ class BatchRunner:
             statuses(_OK)
             payloads(payload)
 
+    def _weigh(self, part: _Part, tell: Callable[..., None]) -> None:
+        if sum(map(len, part.payloads)) <= HEAVY_BYTES:
+            return
+        states, finished = part.lease.columns.states, zip(part.finished, part.payloads, strict=True)
+        sizes = [len(payload) for row, payload in finished if not states[row] & _EGRESS]
+        if sum(sizes) > HEAVY_BYTES:
+            tell(say="heavy", bytes=sum(sizes), rows=len(sizes))
+            self._tell = None  # once is enough, and weighing costs something
+
     # ── failure ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _fail(self, part: _Part, rows: list[int], error: BaseException) -> None:
@@ -248,13 +263,14 @@ class BatchRunner:
             part.close(row, status, payload)
 
     def _log(self, columns: Columns, rows: list[int], error: BaseException, level: int = logging.ERROR) -> None:
-        known = (columns.contexts[row] if columns.contexts else None for row in rows)
-        requests = " ".join(context.get("request_id", "-") if context else "-" for context in known)
+        contexts = (columns.contexts[row] if columns.contexts else None for row in rows)
+        known = [context.get("request_id", "-") if context else "-" for context in contexts]
+        requests, about = " ".join(known), {"request_id": [one for one in known if one != "-"]}
         if isinstance(error, _WrongResult | WrongYield):
-            log.log(level, "request %s: %s", requests, error)
+            log.log(level, "request %s: %s", requests, error, extra=about)
         else:
             told = users_traceback(error).rstrip()
-            log.log(level, "request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
+            log.log(level, "request %s failed: %s%s", requests, one_line(error), told and f"\n{told}", extra=about)
 
 
 def _write_nothing(result: Any) -> bytes:

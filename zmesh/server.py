@@ -187,7 +187,7 @@ class Server:
                     _read_command_line()
                     code = self._perform()
             except StartError as error:
-                print(f"zmesh: {error}", file=sys.stderr)
+                print(f"{getattr(error, 'detail', '')}zmesh: {error}", file=sys.stderr)
                 code = error.exit_code
         if code:
             sys.exit(code)
@@ -210,16 +210,22 @@ class Server:
         if pipe is not None:
             from zmesh.serving import serve_gateway
 
-            logs.setup(settings.log_level, str(document.get("name", "gateway")))
+            logs.setup(settings.log_level, str(document.get("name", "gateway")), settings.log_format)
+            logs.join_in()
             return serve_gateway(plan, settings, pipe, document, self._app, self._schemas())
-        if current_verb.name == "check":
+        if current_verb.name == "check" and not current_verb.given.get("dry_run"):
             from zmesh.cli import show_plan
 
             show_plan(plan, current_verb.output)
             return 0
+        if current_verb.name == "check" or (current_verb.name == "run" and settings.dry_run):
+            from zmesh.dryrun import dry_run
+
+            dry_run(plan, settings, current_verb.app_path, current_verb.output)
+            return 0
         from zmesh import agent
 
-        logs.setup(settings.log_level, "agent")
+        logs.setup(settings.log_level, "agent", settings.log_format)
         return agent.run(current_verb.name, plan, settings, current_verb.app_path, self._example())
 
     def _example(self) -> bytes | None:

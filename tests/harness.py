@@ -21,6 +21,8 @@ from typing import Any
 REPOSITORY = Path(__file__).parent.parent
 ZMESH = [sys.executable, "-m", "zmesh"]
 
+TEXT = {"ZMESH_LOG_FORMAT": "text"}
+"""For a mesh whose log is a file, where it would be JSON: what tests look for is how a person reads it."""
 
 PROGRAMS = 2 if os.environ.get("ZMESH_ISOLATE_BROKER") else 1
 """Children of a `zmesh run` beside its workers: gateway and broker in one process, or each in its own."""
@@ -154,7 +156,7 @@ def running(
     line = [*(command or [*ZMESH, "run", str(app)]), "--port", str(port), *arguments]
     with tempfile.NamedTemporaryFile(prefix="zmesh-log-", suffix=".txt", delete=False) as log:
         process = subprocess.Popen(
-            line, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY, env={**os.environ, **(env or {})}
+            line, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY, env={**TEXT, **os.environ, **(env or {})}
         )
     mesh = RunningMesh(process, port, Path(log.name))
     try:

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from tests.harness import REPOSITORY, ZMESH, Answer, exchange, wait_until
+from tests.harness import REPOSITORY, TEXT, ZMESH, Answer, exchange, wait_until
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -106,7 +106,7 @@ class Host:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
-                env={**os.environ, **env},
+                env={**TEXT, **os.environ, **env},
             )
         program = Program(process, Path(log.name))
         try:

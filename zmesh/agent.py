@@ -33,10 +33,11 @@ from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
 from zmesh.crashing import check, crash_at
 from zmesh.daemons import Daemons
 from zmesh.errors import DrainExpired, NeverReady, StartError
-from zmesh.hosting import Search, class_name, curl_data
+from zmesh.hosting import HeavyBatches, Search, class_name, curl_data
 from zmesh.household import Departure, House, Household, household, welcome
-from zmesh.line import Line
+from zmesh.line import line_class
 from zmesh.messages import Goodbye, Kill, PeerId
+from zmesh.mixins import IPC_MIXINS
 from zmesh.pipe import is_ready
 from zmesh.processes import Child, OutOfMemoryKills, Slot, Watches, reap_orphans, signal_name
 from zmesh.signals import Signals
@@ -51,6 +52,7 @@ INSECURE_SECONDS = 60.0  # between two warnings that an address is open to stran
 EXIT_INTERRUPTED = 130  # by a second SIGINT
 
 log = logging.getLogger("zmesh.agent")
+heavy_batches = HeavyBatches(IPC_MIXINS)  # one agent to a process
 
 
 class Agent:
@@ -102,7 +104,7 @@ class Agent:
             self._house = House(here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number, board)
             context = Context()
             held.callback(context.close)
-            self._line = Line(context, front, self._poller, limits, "agent")
+            self._line = line_class(settings.log_level)(context, front, self._poller, limits, "agent")
             self._watches.add(self._signals.fd, self._heed_signals)
             held.callback(lambda: sys.stderr.write(self._farewell))  # when nobody else can say anything any more
             held.callback(self._end_all)
@@ -196,6 +198,8 @@ class Agent:
                     if held and self._here.serves_others:
                         log.error("%s left %d batches unfinished", slot.name, held)
                         self._drain_exit_code = DrainExpired.exit_code
+                case {"say": "heavy", "bytes": int(size), "rows": int(rows)}:
+                    heavy_batches.say(slot.key[1], size, rows)
                 case _:
                     log.debug("%s says what we do not know: %r", slot.name, line)
 
@@ -248,7 +252,7 @@ class Agent:
     def _give_up(self, exit_code: int, line: str, detail: str = "") -> None:
         """End everything; `line` is the last that is said."""
         if self._exit_code is None:
-            self._farewell = f"{detail.rstrip()}\nzmesh: {line}\n" if detail else f"zmesh: {line}\n"
+            self._farewell = logs.last_words(line, detail)
             self._exit_code = exit_code
 
     def _living(self, role: str) -> list[Slot]:
@@ -311,7 +315,7 @@ class Agent:
             return
         self._was_ready = True
         data = curl_data(self._example, self._directory)
-        print(welcome(here, self._plan, self._app, self._listener, data), flush=True)
+        logs.announce(log, welcome(here, self._plan, self._app, self._listener, data))
 
     def _heed_signals(self) -> None:
         for number in self._signals.take():
@@ -326,7 +330,7 @@ class Agent:
         """A daemon ended, and the app does not want to be without it."""
         self._heed_signals()  # a Ctrl-C goes to a daemon too, and then it is the reason
         if self._departure is None:
-            self._farewell = f"zmesh: {obituary}, and the server with it\n"
+            self._farewell = logs.last_words(f"{obituary}, and the server with it", "")
             self._drain_exit_code = StartError.exit_code
         self._drain(obituary)
 
@@ -378,6 +382,6 @@ def run(
     `example` is a body that the first route answers, for the line that is shown to try it with. `daemons` are processes
     that the app needs: when one ends, so do we, and the other way round.
     """
-    logs.setup(settings.log_level, "agent")
+    logs.setup(settings.log_level, "agent", settings.log_format)
     here = replace(household(verb, plan, settings), daemons=daemons or Daemons())
     return Agent(here, plan, settings, os.path.abspath(app), example).run()

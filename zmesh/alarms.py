@@ -92,11 +92,17 @@ class Alarms:
 
     def ask(self, call: Call) -> None:
         """Hear what the broker has said, for user code in `call`; in other threads, or too late, nothing happens."""
-        if call is not self.call or not call.is_open or threading.get_ident() != _MAIN:
+        if call is self.call and call.is_open and threading.get_ident() == _MAIN:
+            self.aside(call, self.listen)
+
+    def aside(self, call: Call, act: Callable[[], None]) -> None:
+        """`act` for user code in `call`, which is not struck before that is done. In other threads nobody ever is."""
+        if not call.is_open or threading.get_ident() != _MAIN:
+            act()
             return
         call.is_open = False
         try:
-            self.listen()
+            act()
         finally:
             call.is_open = True
             if call.late and not call.struck_by:

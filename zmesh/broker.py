@@ -36,6 +36,7 @@ from zmesh.errors import WireError
 from zmesh.messages import (
     PROTOCOL_VERSION,
     Cancel,
+    Chunk,
     Credit,
     Drain,
     Exited,
@@ -70,6 +71,7 @@ LOCAL = -1
 HEARD: Mapping[type, Callable[..., DispatcherEvent]] = {
     Submit: events.TasksSubmitted,
     Results: events.BatchFinished,
+    Chunk: events.ChunkArrived,
     Credit: events.CreditGranted,
     Cancel: events.TasksCancelled,
     Heartbeat: events.PeerBeat,

@@ -58,6 +58,9 @@ GONE = -1  # not a Status: the client left
 _NO_WORK = {GONE} | {int(s) for s in (Status.SHED, Status.TIMEOUT, Status.UNAVAILABLE, Status.CANCELLED)}
 
 
+Done = Callable[[int, Payload], None]
+
+
 class Mesh(Protocol):
     """What answers requests: see `linkage.BrokerLink`."""
 
@@ -67,7 +70,7 @@ class Mesh(Protocol):
         payload: Payload,
         context: Context | None,
         deadline: float,
-        done: Callable[[int, Payload], None],
+        done: Done,
     ) -> TaskId: ...
 
     def abandon(self, id: TaskId) -> None: ...
@@ -120,6 +123,7 @@ class Calls:
         self.doors = {route.path: Door(clock()) for route in plan.routes}
         self.clock = clock
         self.body_bytes_max = settings.max_request_size
+        self.streams = frozenset(route.path for route in plan.routes if route.sse)
         self._types: dict[str, Header] = {
             route.path: (b"content-type", route.mime_type.encode("latin-1")) for route in plan.routes
         }
@@ -157,6 +161,12 @@ class Calls:
             raise self.too_large()
         if self._bytes > self._bytes_max and self._bytes > call.size:
             raise self.shed(call.door, f"{FULL} ({self._bytes_max} bytes)", is_last=True)
+
+    def buffer(self, call: Call, size: int) -> bool:
+        """So many bytes more, or less, of its answer wait for its client; whether there is room for them."""
+        call.size += size
+        self._bytes += size
+        return self._bytes <= self._bytes_max
 
     def drop(self, call: Call) -> None:
         """It has its answer, or wants none any more."""
@@ -216,8 +226,11 @@ class Calls:
         """What was answered to the same body a moment ago, when it killed its workers."""
         return self._denied.answer(path, body, self.clock()) if self._denied.bodies else None
 
-    def submit(self, call: Call, headers: Mapping[bytes, bytes], timeout: float, now: float) -> None:
-        """Hand over a request whose body is here: later its `done` gets the outcome, and `settle` follows.
+    def submit(
+        self, call: Call, headers: Mapping[bytes, bytes], timeout: float, now: float, reader: Done | None = None
+    ) -> None:
+        """Hand over a request whose body is here: later its `done`, or its `reader`, gets the outcome, and `settle`
+        follows.
 
         Raises Refusal for a body that must not be tried.
         """
@@ -229,7 +242,7 @@ class Calls:
         call.since = now
         if (answer := self.denied(call.path, call.body)) is not None:
             raise self._refusal_of(_POISONED, answer, call.door)
-        call.id = self._mesh.submit(call.path, call.body, context, call.since + timeout, call.done)
+        call.id = self._mesh.submit(call.path, call.body, context, call.since + timeout, reader or call.done)
         self._counts.in_flight += 1
         call.door.pending += 1
 
@@ -246,16 +259,20 @@ class Calls:
 
     def answer(self, call: Call, status: int, payload: Payload) -> Answer:
         """What its client reads; what there is to learn in the outcome is learnt, and counted."""
-        is_users = status == Status.SHED and says_its_kind(payload)  # a worker's own 429, about this request alone
         if status == OK:
             self.succeed(call)
             body = payload if type(payload) is bytes else bytes(payload)
             length = (b"content-length", b"%d" % len(body))
             return Answer(200, [*self.first_headers(call.path), (b"x-request-id", call.request_id), length], body)
+        return self.refuse(call, self.judged(call, status, payload))
+
+    def judged(self, call: Call, status: int, payload: Payload) -> Refusal:
+        """An outcome that is not OK in words for its client; what there is to learn in it is learnt."""
+        is_users = status == Status.SHED and says_its_kind(payload)  # a worker's own 429, about this request alone
         call.door.answered += is_users or status not in _NO_WORK
         if not is_users:
             self._learn(call, status, payload)
-        return self.refuse(call, self._refusal_of(status, payload, call.door))
+        return self._refusal_of(status, payload, call.door)
 
     def succeed(self, call: Call) -> None:
         """It has its result."""
@@ -267,9 +284,13 @@ class Calls:
         """With which every 200 of this path begins."""
         return self._types[path], SERVER
 
-    def refuse(self, call: Call, refusal: Refusal) -> Answer:
+    def fail(self, call: Call, refusal: Refusal) -> None:
+        """Its client is told this."""
         self._counts.add(refusal.http, call.path, 0.0)
         call.body = b""
+
+    def refuse(self, call: Call, refusal: Refusal) -> Answer:
+        self.fail(call, refusal)
         return failure(refusal, call.request_id, call.accept)
 
     def leave(self, call: Call) -> None:
@@ -279,7 +300,9 @@ class Calls:
 
     def fault(self, call: Call, error: Exception) -> Refusal:
         """For an exception of ours, which is logged: whoever asked must still get an answer."""
-        logger.error("request %s failed in the gateway", call.request_id.decode("ascii"), exc_info=error)
+        request_id = call.request_id.decode("ascii")
+        about = {"request_id": request_id}
+        logger.error("request %s failed in the gateway", request_id, exc_info=error, extra=about)
         return Refusal(500, "inference internal error")
 
     def shed(self, door: Door, text: str, *, is_last: bool) -> Refusal:
@@ -308,7 +331,8 @@ class Calls:
             self._denied.add(call.path, call.body, payload, self.clock())
             text = "request %s: workers die of its body (%d bytes, sha256 %s); on %s it is refused for %g s"
             digest, request_id = hashlib.sha256(call.body).hexdigest(), call.request_id.decode("ascii")
-            logger.error(text, request_id, len(call.body), digest, call.path, DENIED_SECONDS)
+            about = {"request_id": request_id}
+            logger.error(text, request_id, len(call.body), digest, call.path, DENIED_SECONDS, extra=about)
 
 
 def _seconds(text: bytes) -> float:

@@ -232,17 +232,21 @@ def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> i
         return error.exit_code
 
 
-@zmesh.command("check", params=[OUTPUT, *_parameters()])
+@zmesh.command("check", params=[OUTPUT, *(one for one in _parameters() if one.name != "dry_run")])
+@click.option("--run", "is_run", is_flag=True, help="make every stage and try the examples; show what takes how long")
 @app_argument
 @click.pass_obj
-def check(user_args: tuple[str, ...], /, app: str | None, output: str, **options: Any) -> int:
-    """Show the stages and routes of APP; start nothing. Of a file that imports mosec, what to change in it."""
+def check(user_args: tuple[str, ...], /, app: str | None, output: str, is_run: bool, **options: Any) -> int:
+    """Show the stages and routes of APP; start nothing, or with --run one worker of each stage for a moment.
+
+    Of a file that imports mosec: what to change in it.
+    """
     from zmesh import migration
 
     if changes := migration.report(_app_path(app), output):
         click.echo(changes)
         return StartError.exit_code
-    return _execute("check", app, user_args, _given(options), output=output)
+    return _execute("check", app, user_args, {**_given(options), "dry_run": is_run}, output=output)
 
 
 @zmesh.command("status", params=[OUTPUT])

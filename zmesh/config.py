@@ -118,6 +118,10 @@ class Plan:
                 return stage
         raise KeyError(name)
 
+    def hands_on(self, name: str) -> bool:
+        """Whether that stage has another one after it, on some route."""
+        return any(name in route.stages[:-1] for route in self.routes)
+
     @property
     def fingerprint(self) -> str:
         """Stage names and order, routes and IPC codecs: what must agree between a broker and who joins it.
@@ -238,6 +242,13 @@ OPTIONS: tuple[Option, ...] = (
         "how much to say",
         choices=("debug", "info", "warning", "error"),
     ),
+    Option(
+        "log_format",
+        "choice",
+        "how to say it: as text, or as JSON lines; auto: text on a terminal and with --log-level debug, else JSON",
+        choices=("auto", "text", "json"),
+    ),
+    Option("dry_run", "flag", "make every stage, try the examples, show what takes how long, and end", verbs=("run",)),
     Option("namespace", "text", "prefix of the names of metrics", verbs=HTTP),
     Option("path", "text", "directory of the sockets; default: a fresh private one"),
     Option(
@@ -273,6 +284,8 @@ class Settings:
     restarts_per_minute: int = 120
     debug: bool = False
     log_level: str = "info"
+    log_format: str = "auto"
+    dry_run: bool = False
     namespace: str = "zmesh"
     path: str = ""
     lane: str = "auto"

@@ -104,6 +104,7 @@ class Connection(HttpToolsProtocol):
         """The headers are here, and no larger than they may be."""
         before = self.cycle
         super().on_headers_complete()
+        self.scope["zmesh.abort"] = self.transport.abort  # type: ignore[typeddict-unknown-key]  # see `streaming`
         if self.pipeline and self._ahead is None:
             self._ahead = before
 

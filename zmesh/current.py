@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from zmesh.alarms import ALARMS, Call
+import logging
 
-__all__ = ["CurrentTask", "current_task"]
+from zmesh.alarms import ALARMS, Call
+from zmesh.logs import get_logger
+
+__all__ = ["CurrentTask", "current_task", "running_request"]
 
 
 class CurrentTask:
@@ -23,9 +26,12 @@ class CurrentTask:
     @property
     def request_id(self) -> str | None:
         """`x-request-id` of the request, as in the log and in the answer; None if it came without one."""
-        contexts = self._call.lease.columns.contexts
-        context = contexts[self._row] if contexts else None
-        return context.get("request_id") if context else None
+        return _request_id(self._call, self._row)
+
+    @property
+    def logger(self) -> logging.LoggerAdapter[logging.Logger]:
+        """`get_logger()`, with what is said marked by the id of this item's request."""
+        return logging.LoggerAdapter(get_logger(), {"request_id": self.request_id})
 
     @property
     def attempt(self) -> int:
@@ -61,3 +67,15 @@ def current_task(i: int = 0) -> CurrentTask:
     if not 0 <= i < len(call.rows):
         raise IndexError(f"current_task({i}): forward was given {len(call.rows)} items, counted from 0")
     return CurrentTask(call, call.rows[i])
+
+
+def running_request() -> str | None:
+    """`x-request-id` of what `forward` was given, if that is a single item: then whatever it logs is about this."""
+    call = ALARMS.call
+    return _request_id(call, call.rows[0]) if call is not None and len(call.rows) == 1 else None
+
+
+def _request_id(call: Call, row: int) -> str | None:
+    contexts = call.lease.columns.contexts
+    context = contexts[row] if contexts else None
+    return context.get("request_id") if context else None

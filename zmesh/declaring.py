@@ -17,8 +17,9 @@ from typing import ParamSpec, TypeVar
 
 from zmesh.errors import DeclarationError
 from zmesh.tracebacks import as_typed, with_place
+from zmesh.worker import Worker
 
-__all__ = ["declaration", "unknown_name"]
+__all__ = ["declaration", "unknown_name", "worker_class"]
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -55,6 +56,21 @@ def unknown_name(complaint: str, name: str, known: Iterable[str]) -> Declaration
     meant = parts if len(parts) == 1 else difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {meant[0]}?" if meant else f"known are {', '.join(names)}"
     return DeclarationError(f"{complaint} {name!r}; {hint}")
+
+
+def worker_class(worker: object) -> type[Worker]:
+    """What a stage is made of. Raises DeclarationError for what cannot be run."""
+    if isinstance(worker, Worker):
+        name = type(worker).__name__
+        raise DeclarationError(f"a stage takes the class itself: write {name}, not {name}()")
+    if not isinstance(worker, type):
+        raise DeclarationError(f"a stage needs a subclass of zmesh.Worker, not {worker!r}")
+    if not issubclass(worker, Worker):
+        raise DeclarationError(f"{worker.__name__} is not a worker; make it a subclass of zmesh.Worker")
+    if inspect.isabstract(worker):
+        missing = ", ".join(sorted(worker.__abstractmethods__))
+        raise DeclarationError(f"{worker.__name__} cannot be run: it does not define {missing}")
+    return worker
 
 
 def _speak_plainly() -> None:

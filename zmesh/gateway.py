@@ -105,7 +105,7 @@ class Gateway:
         document = openapi.metadata(plan, schemas, version=VERSION)
         _install(app, _Pages(self, settings, json.dumps(document).encode()))
         has_lane = not is_guarded and (settings.lane == "fast" or (settings.lane == "auto" and lane.is_known()))
-        paths = {route.path.encode(): route.path for route in plan.routes if has_lane}
+        paths = {route.path.encode(): route.path for route in plan.routes if has_lane and not route.sse}
         self._server = _Server(self.inference, lane.Lane(self.calls, paths, KEEP_ALIVE_SECONDS).connection, board)
         self._timers: list[asyncio.TimerHandle] = []
         self._expired = False

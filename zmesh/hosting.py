@@ -12,6 +12,7 @@ from zmesh.config import Plan, StagePlan
 from zmesh.errors import UsageError
 
 __all__ = [
+    "HeavyBatches",
     "Search",
     "announcement",
     "chosen_stages",
@@ -93,6 +94,26 @@ def stage_table(stages: Sequence[StagePlan]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+class HeavyBatches:
+    """Says once of each stage that a batch of it is large for the next one; `mixins` are those that would help."""
+
+    def __init__(self, mixins: Sequence[str]) -> None:
+        self._mixins = mixins
+        self._said: set[str] = set()
+
+    def say(self, stage: str, size: int, rows: int) -> None:
+        if stage not in self._said:
+            self._said.add(stage)
+            log.warning("%s", self.text(stage, size, rows))
+
+    def text(self, stage: str, size: int, rows: int) -> str:
+        told = f"stage {stage} hands {size / 1024**2:.1f} MiB on to the next stage in a batch of {rows}"
+        way_out = "return less, say a smaller dtype or the name of a file, or do both steps in one stage"
+        if self._mixins:
+            way_out += f", or put {' or '.join(self._mixins)} before Worker"
+        return f"{told}; all of it is copied through the broker: {way_out}"
 
 
 # ── a broker elsewhere ────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ framework; everything else goes to the app behind it. Its rules, beside those of
 * Nothing is submitted before the whole body is here and within bounds; an upload that is broken off submits nothing.
 * A body that does not come is given up, and a client that leaves while its task waits takes the task with it.
 * While draining, new requests are refused and accepted ones finish.
+* A route that streams is answered by a `Stream`, once its request is handed over.
 * What is refused for want of room is refused before its body is read, if possible.
 """
 
@@ -19,6 +20,7 @@ from zmesh.answers import DRAINING, Refusal
 from zmesh.asgi import AsgiApp, Receive, Scope, Send, dressed, drop_upload
 from zmesh.calls import GONE, RETRY_DRAINING_SECONDS, Call, Calls
 from zmesh.messages import Payload
+from zmesh.streaming import Outcome, Stream
 
 __all__ = ["Inference"]
 
@@ -30,14 +32,15 @@ DROPPED_BYTES_MAX = 64 * 1024  # an unread body up to this size is read and drop
 class _Upload(Call):
     """It reads its body while `outcome` is None, then it waits for that."""
 
-    __slots__ = ("calls", "outcome", "receive", "task", "verdict", "watcher")
+    __slots__ = ("calls", "outcome", "receive", "stream", "task", "verdict", "watcher")
 
     has_task = True
 
     def __init__(self, calls: Calls, path: str, headers: Mapping[bytes, bytes], now: float, receive: Receive) -> None:
         super().__init__(path, calls.doors[path], headers, now)
         self.calls, self.receive, self.task = calls, receive, asyncio.current_task()
-        self.outcome: asyncio.Future[tuple[int, Payload]] | None = None
+        self.outcome: asyncio.Future[Outcome] | None = None
+        self.stream: Stream | None = None
         self.watcher: asyncio.Task[None] | None = None
         self.verdict: Refusal | None = None  # why its reading was cut short
 
@@ -52,8 +55,15 @@ class _Upload(Call):
             if waited > BODY_SECONDS:
                 text = f"request timeout: the body did not arrive within {BODY_SECONDS:g} s"
                 self._cut_short(Refusal(408, text, close=True))
-        elif self.watcher is None and waited > WATCH_SECONDS:
-            self.watcher = asyncio.get_running_loop().create_task(self._watch())
+            return
+        if self.watcher is None and waited > WATCH_SECONDS:
+            self.watch()
+        if self.stream is not None:
+            self.stream.look(now)
+
+    def watch(self) -> None:
+        """From now on for the end of its connection."""
+        self.watcher = asyncio.get_running_loop().create_task(self._watch())
 
     def give_up(self, calls: Calls) -> None:
         if self.outcome is None:
@@ -100,10 +110,9 @@ class Inference:
         call = _Upload(calls, scope["path"], headers, calls.clock(), receive)
         calls.hold(call)
         refusal: Refusal | None = None
-        status: int = GONE
-        payload: Payload = b""
+        outcome: Outcome | None = None
         try:
-            status, payload = await self._outcome(call, scope["method"], headers)
+            outcome = await self._outcome(call, scope, headers, send)
         except Refusal as refused:
             refusal = refused.with_traceback(None)  # or the frame and it would keep each other alive
         except Exception as error:
@@ -112,9 +121,13 @@ class Inference:
             calls.drop(call)
             if call.watcher is not None:
                 call.watcher.cancel()
-        if refusal is None and status == GONE:
-            calls.leave(call)
-            return
+        if refusal is None:
+            if outcome is None:
+                return  # a stream, and all of it is said
+            status, payload = outcome
+            if status == GONE:
+                calls.leave(call)
+                return
         answer = calls.answer(call, status, payload) if refusal is None else calls.refuse(call, refusal)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         body = answer.body
@@ -124,9 +137,10 @@ class Inference:
             body = b""
         await send({"type": "http.response.body", "body": body})
 
-    async def _outcome(self, call: _Upload, method: str, headers: Mapping[bytes, bytes]) -> tuple[int, Payload]:
-        """What becomes of a request. Raises Refusal for one that never becomes a task."""
-        if method != "POST":
+    async def _outcome(self, call: _Upload, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> Outcome | None:
+        """What becomes of a request; None when it is answered already. Raises Refusal for one that never becomes a
+        task."""
+        if scope["method"] != "POST":
             raise Refusal(405, "method not allowed: use POST", allow=b"POST")
         if self._calls.is_draining:
             raise Refusal(503, DRAINING, retry_after=RETRY_DRAINING_SECONDS, close=True, linger=True)
@@ -142,11 +156,17 @@ class Inference:
         if body is None:
             return GONE, b""
         call.body = body
-        outcome: asyncio.Future[tuple[int, Payload]] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         call.outcome = outcome
-        self._calls.submit(call, headers, timeout, self._calls.clock())
+        stream = None
+        if call.path in self._calls.streams:
+            stream = call.stream = Stream(self._calls, call, outcome, send, scope.get("zmesh.abort", _nothing))
+        self._calls.submit(call, headers, timeout, self._calls.clock(), stream)
         try:
-            return await outcome
+            if stream is None:
+                return await outcome
+            call.watch()
+            return await stream.run()
         except asyncio.CancelledError:  # the server gives up on this request
             self._calls.abandon(call)
             raise
@@ -181,3 +201,7 @@ class Inference:
         if why := calls.why_not(call.door, length, call.since, len(calls) - 1):
             is_last = is_asking or length is None or length > DROPPED_BYTES_MAX
             raise calls.shed(call.door, why, is_last=is_last)
+
+
+def _nothing() -> None:
+    pass

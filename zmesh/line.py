@@ -1,7 +1,8 @@
 """A program's way to its broker: one DEALER that is made anew on demand and never waits.
 
 What cannot be sent at once is parked and goes out first, in order. The owner tries again by `flush` every few
-milliseconds while something is parked, since a socket tells of room only when it is asked. How its owner waits, in a
+milliseconds while something is parked, since a socket tells of room only when it is asked. A worker says more events of
+streams than can be parked only while its broker is away, and then they are lost. How its owner waits, in a
 poller or in an event loop, is the owner's business: a `Watcher` is told of each socket that comes and goes.
 """
 
@@ -14,16 +15,18 @@ from time import monotonic
 from typing import Protocol
 
 from zmesh.config import Limits
+from zmesh.conversation import Conversation
 from zmesh.core.events import Heard, LinkLost
 from zmesh.crashing import CRASHING, crash_at
 from zmesh.errors import WireError
-from zmesh.messages import Hello, Message, SessionId, Welcome
+from zmesh.messages import Chunk, Hello, Message, SessionId, Welcome
 from zmesh.transport import Context, Dealer, Frames
 from zmesh.wire import decode, encode
 
-__all__ = ["PARKED_MAX", "Line", "Watcher"]
+__all__ = ["PARKED_MAX", "Line", "Watcher", "line_class"]
 
 PARKED_MAX = 4096  # messages; with a broker that reads it is a handful
+PARKED_EVENTS_BYTES_MAX = 64 * 1024 * 1024  # of what is parked; beyond, events of streams are not
 RETRY_SECONDS = 0.005  # at first; with each try in vain twice as long
 RETRY_SECONDS_MAX = 0.05
 
@@ -46,6 +49,7 @@ class Line:
         self._owner = owner
         self._dealer: Dealer | None = None
         self._parked: deque[Frames] = deque()
+        self._parked_bytes = 0
         self._retry_seconds = RETRY_SECONDS
 
     @property
@@ -73,7 +77,7 @@ class Line:
 
     def disconnect(self, linger_ms: int = 0) -> None:
         """With `linger_ms`, what was handed to the socket may still leave in that time."""
-        self._parked.clear()
+        self._forget()
         if self._dealer is not None:
             self._watcher.forget(self._dealer)
             self._dealer.close(linger_ms)
@@ -83,12 +87,17 @@ class Line:
         if self._dealer is None:
             return
         if type(message) is Hello:
-            self._parked.clear()  # nothing else can be there before a session, and one greeting is enough
+            self._forget()  # nothing else can be there before a session, and one greeting is enough
         if CRASHING:
             crash_at(f"{self._owner}.sending", message)
+        if self._parked and type(message) is Chunk:
+            self.flush()  # there may be many more before its owner comes back to that
+            if self.is_overfull or self._parked_bytes > PARKED_EVENTS_BYTES_MAX:
+                return
         frames = encode(message, session)
         if self._parked or not self._dealer.send(frames):
             self._parked.append(frames)
+            self._parked_bytes += sum(map(len, frames))
         elif CRASHING:
             crash_at(f"{self._owner}.sent", message)
 
@@ -96,9 +105,13 @@ class Line:
         """Send what is parked, as far as there is room."""
         tried, count = bool(self._parked), len(self._parked)
         while self._parked and self._dealer is not None and self._dealer.send(self._parked[0]):
-            self._parked.popleft()
+            self._parked_bytes -= sum(map(len, self._parked.popleft()))
         in_vain = tried and len(self._parked) == count
         self._retry_seconds = min(2 * self._retry_seconds, RETRY_SECONDS_MAX) if in_vain else RETRY_SECONDS
+
+    def _forget(self) -> None:
+        self._parked.clear()
+        self._parked_bytes = 0
 
     def receive(self) -> list[Heard | LinkLost]:
         """Everything there is now. After a message that cannot be read nothing can be relied on: the link is lost."""
@@ -115,3 +128,33 @@ class Line:
                 log.error("a message from the broker cannot be read; connecting anew: %s", error)
                 heard.append(LinkLost())
         return heard
+
+
+class TalkingLine(Line):
+    """The same, for somebody who debugs."""
+
+    _talk = Conversation(log)  # one to a process
+
+    def connect(self) -> None:
+        super().connect()
+        self._talk.became(f"looking for the broker at {self._endpoint}")
+
+    def send(self, session: SessionId, message: Message) -> None:
+        if self._dealer is not None:
+            self._talk.said("broker", message)
+        super().send(session, message)
+
+    def receive(self) -> list[Heard | LinkLost]:
+        events = super().receive()
+        for event in events:
+            if isinstance(event, Heard):
+                self._talk.heard("broker", event.message)
+                if type(event.message) is Welcome:
+                    self._talk.became("joined the broker")
+            else:
+                self._talk.became("lost the broker")
+        return events
+
+
+def line_class(log_level: str) -> type[Line]:
+    return TalkingLine if log_level == "debug" else Line

@@ -1,8 +1,8 @@
 """The shell around `core.link.Link`: an event loop, a way to the broker, and nothing decided.
 
 What is submitted within one turn of the loop is handed over together at its end. Each request brings a callable that is
-called once with its outcome: no Future and no task per request are made here. A `Port` carries messages to the broker
-and back, whether it sits behind a socket or in the same process.
+called once with its outcome: no Future and no task per request are made here. Who reads a stream brings a `Reader`. A
+`Port` carries messages to the broker and back, whether it sits behind a socket or in the same process.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any, Protocol
 
 from zmesh import logs
 from zmesh.config import Limits, Plan
-from zmesh.core.effects import Answer, Leave, LinkEffect, Reconnect, Report, Transmit
+from zmesh.core.effects import Answer, Deliver, Leave, LinkEffect, Reconnect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started, Tick
-from zmesh.core.link import Link, Request
-from zmesh.messages import Context, Message, Payload, PeerId, SessionId, Stats, TaskId
+from zmesh.core.link import Link
+from zmesh.core.requests import Request
+from zmesh.messages import Context, Message, Payload, PeerId, SessionId, Stats, Status, TaskId
 
-__all__ = ["BrokerLink", "BrokerSilent", "Done", "Port"]
+__all__ = ["BrokerLink", "BrokerSilent", "Done", "Port", "Reader"]
 
 logger = logging.getLogger("zmesh.gateway")
 
@@ -33,6 +34,14 @@ STATS_SECONDS = 2.0  # a broker that takes longer to say how it is counts as sil
 
 Done = Callable[[int, Payload], None]
 """Takes the status (a `Status` as int) and the payload of one request; called once."""
+
+
+class Reader(Protocol):
+    """A `Done` that is also told each event of its stream, before its outcome."""
+
+    def __call__(self, status: int, payload: Payload) -> None: ...
+
+    def event(self, payload: Payload) -> None: ...
 
 
 class BrokerSilent(Exception):
@@ -204,6 +213,9 @@ class BrokerLink:
                 except Exception:  # ours, but who waits for an answer must still get one
                     logger.exception("the way to the broker broke")
                     self._events.append(LinkLost())
+            case Deliver(requests, payloads):
+                for request, payload in zip(requests, payloads, strict=True):
+                    self._deliver(request, payload)
             case Report(level, text):
                 logs.say(logger, level, text)
             case Reconnect(after_seconds):
@@ -214,6 +226,18 @@ class BrokerLink:
                     self._reopening = self._loop.call_later(_whole_ms(after_seconds), self._reopen)
             case Leave(reason):
                 logger.info("the link ends: %s", reason)
+
+    def _deliver(self, request: Request, payload: Payload) -> None:
+        event = getattr(request.ticket, "event", None)
+        if event is None:
+            return  # a worker that streams, of a newer app than ours perhaps, where nobody reads a stream
+        try:
+            event(payload)
+        except Exception:  # what follows would be a stream with a gap
+            logger.exception("an event of task %d could not be delivered", request.id)
+            self._abandoned.append(request.id)
+            done: Any = request.ticket
+            done(int(Status.INTERNAL), b"")
 
     def _reopen(self) -> None:
         self._reopening = None

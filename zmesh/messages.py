@@ -4,17 +4,19 @@ A message is a value without behaviour that nobody changes. `wire.py` turns it i
 with it, programs carry it. Many tasks travel in one message, in *columns*: one list per field, all of the same length,
 so that a batch is packed and unpacked by one call in C.
 
-Numbers of messages and statuses are part of the wire: append, never renumber.
+The words inside that are numbers on the wire are in `words.py`, and can be had from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
 from typing import NewType, TypeAlias, TypeVar, dataclass_transform
 
+from zmesh.words import HTTP_STATUS, ChunkKind, Kind, Phase, RefuseCode, Role, State, Status, WorkerState
+
 __all__ = [
+    "EVENT_BYTES_MAX",
     "HTTP_STATUS",
     "LIST_ITEMS_MAX",
     "LONG_TEXT_BYTES_MAX",
@@ -23,6 +25,8 @@ __all__ = [
     "TEXT_BYTES_MAX",
     "Ack",
     "Cancel",
+    "Chunk",
+    "ChunkKind",
     "Columns",
     "Context",
     "Credit",
@@ -73,6 +77,7 @@ OWN_FRAME_BYTES = 64 * 1024  # a payload of this size or more has a frame of its
 LIST_ITEMS_MAX = 4096  # of a list that is not a column: leases, peers, stages
 TEXT_BYTES_MAX = 64 * 1024
 LONG_TEXT_BYTES_MAX = 1024 * 1024  # a traceback, a snapshot
+EVENT_BYTES_MAX = 1024 * 1024  # one payload of CHUNK
 
 TaskId = NewType("TaskId", int)
 """64 bits: the high 32 are random per gateway process, the low 32 count from 0."""
@@ -86,89 +91,6 @@ PeerId = NewType("PeerId", bytes)
 Payload: TypeAlias = bytes | memoryview
 Context: TypeAlias = Mapping[str, str]
 """What travels beside a task and is never interpreted: `request_id`, `traceparent`, allowed headers."""
-
-
-class State(IntFlag):
-    """Where a task stands on its route; `INGRESS | EGRESS` is a route of one stage."""
-
-    INGRESS = 1
-    EGRESS = 2
-
-
-class Status(IntEnum):
-    """The outcome of one item."""
-
-    OK = 0
-    BAD_REQUEST = 1
-    TIMEOUT = 2
-    TOO_LARGE = 3
-    VALIDATION = 4
-    SHED = 5
-    CANCELLED = 6
-    INTERNAL = 7
-    POISONED = 8
-    UNAVAILABLE = 9
-    AGAIN = 10  # never reaches a client: the gateway keeps the task and submits it again
-
-
-HTTP_STATUS: Mapping[Status, int] = {
-    Status.OK: 200,
-    Status.BAD_REQUEST: 400,
-    Status.TIMEOUT: 408,
-    Status.TOO_LARGE: 413,
-    Status.VALIDATION: 422,
-    Status.SHED: 429,
-    Status.CANCELLED: 499,
-    Status.INTERNAL: 500,
-    Status.POISONED: 500,
-    Status.UNAVAILABLE: 503,
-}
-
-
-class Kind(IntEnum):
-    """How a payload travels."""
-
-    INLINE = 0
-    REFERENCE = 1  # any host can open it
-    HOST_BOUND = 2  # only the producer's host can
-
-
-class Role(IntEnum):
-    GATEWAY = 1
-    AGENT = 2
-    WORKER = 3
-    ADMIN = 4
-
-
-class WorkerState(IntEnum):
-    """What a worker says of itself in CREDIT."""
-
-    STARTING = 0
-    READY = 1
-    DRAINING = 2
-    FAILED = 3
-
-
-class Phase(IntEnum):
-    """What a worker was doing, as its slate says."""
-
-    STARTING = 0
-    IDLE = 1
-    DECODE = 2
-    FORWARD = 3
-    ENCODE = 4
-
-
-class RefuseCode(IntEnum):
-    """Why the broker said no."""
-
-    VERSION = 1
-    ROLE = 2
-    STAGE = 3
-    FINGERPRINT = 4
-    KEY = 5
-    UNKNOWN_PEER = 6  # say HELLO again
-    ERROR = 7
 
 
 @value
@@ -238,7 +160,7 @@ class Credit:
     total: int
     state: WorkerState
     text: str = ""
-    metrics: str = ""  # of user code, see `zmesh.metrics`
+    metrics: str | None = None  # of user code, see `zmesh.metrics`
 
 
 @value
@@ -273,7 +195,8 @@ class Results:
     payloads: list[Payload]
     compute_us: int = 0
     ids: list[TaskId] | None = None
-    metrics: str = ""  # of user code, see `zmesh.metrics`
+    chunks: list[int] | None = None  # how many CHUNKs each row said, when any did
+    metrics: str | None = None  # of user code, see `zmesh.metrics`
 
 
 @value
@@ -296,6 +219,23 @@ class Reply:
     attempts: list[int]
     queue_us: list[int]
     compute_us: list[int]
+    leases: list[LeaseId] | None = None  # of streams, else 0; None when there are none
+    chunks: list[int] | None = None  # how many CHUNKs that lease said, in all
+
+
+@value
+class Chunk:
+    """What a lease has to say before its results: of the task `ids[i]` this is number `seqs[i]`, from 0.
+
+    Said by a worker and passed on to gateways; never kept, and never said again.
+    """
+
+    epoch: int
+    lease: LeaseId
+    ids: list[TaskId]
+    seqs: list[int]
+    payloads: list[Payload]
+    kind: ChunkKind = ChunkKind.EVENT
 
 
 @value
@@ -385,6 +325,7 @@ Message: TypeAlias = (
     | Ack
     | Reply
     | Cancel
+    | Chunk
     | Heartbeat
     | Exited
     | Kill

@@ -6,7 +6,7 @@ counters and histograms over all workers, and `/metrics` shows them beside zmesh
 
 A *report* holds what has changed since the last one, as absolute values of this process. The first report in a session
 holds everything, so that none that was lost with a connection is missed, and reports are numbered, so that none counts
-that comes too late. docs/protocol.md §5.19 has the form.
+that comes too late. docs/protocol.md §5.20 has the form.
 
 There is a bound on everything that user code could let grow without end: what is over it still counts for whoever has
 it in hand, but is not shown, and the log says so once.

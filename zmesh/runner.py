@@ -6,6 +6,7 @@ that all of it can be tested without a socket. Its rules:
 * A row's own error (decode, encode, an exception in the place of a result) is that row's answer and nobody else's.
 * A batch whose `forward` raises is run again in halves, each decoded afresh because `forward` may have written into its
   items, until the guilty are alone. A once-only stage runs nothing twice: everybody gets the error.
+* A row whose client was told something by a stream is not run again: it ends with what `forward` raised.
 * A row that is past its deadline or was cancelled is not run, nor run again.
 * A `forward` that is broken off, by the `timeout` of its stage or by its agent, is not run in halves, whatever it made
   of that. All calls of `forward` for one batch share one `timeout`, until rows of it have been finished: so long, and a
@@ -25,15 +26,16 @@ from typing import Any
 
 from zmesh.alarms import ALARM, ALARMS, INTERRUPT, Alarms, Call
 from zmesh.core.effects import Run
-from zmesh.core.events import RowsFinished
+from zmesh.core.events import RowsFinished, RowsStreamed
 from zmesh.crashing import CRASHING, crash_at
+from zmesh.emitter import WrongYield, emitter_of
 from zmesh.errors import ForwardCancelled, ForwardTimeout, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
 from zmesh.pipe import Slate
 from zmesh.tracebacks import one_line, users_traceback
 from zmesh.worker import Worker
 
-__all__ = ["BatchRunner", "status_of"]
+__all__ = ["HEAVY_BYTES", "BatchRunner", "status_of"]
 
 log = logging.getLogger("zmesh.worker")
 
@@ -41,6 +43,7 @@ log = logging.getLogger("zmesh.worker")
 _OK, _INLINE, _INGRESS, _EGRESS = int(Status.OK), int(Kind.INLINE), int(State.INGRESS), int(State.EGRESS)
 _DECODE, _FORWARD, _ENCODE = int(Phase.DECODE), int(Phase.FORWARD), int(Phase.ENCODE)
 _STATUS_OF_HTTP = {http: status for status, http in reversed(list(HTTP_STATUS.items()))}  # INTERNAL, not POISONED
+HEAVY_BYTES = 1024 * 1024  # from one stage to the next, as in mosec
 ERROR_CHARACTERS_MAX = 16 * 1024  # of the text that answers a failed item
 
 # What has a length and can be iterated, and is still not a list of results in order.
@@ -79,7 +82,8 @@ class _Part:
 
 
 class BatchRunner:
-    """One per worker process. `clock` is that of the deadlines, `alarms` may break `forward` off."""
+    """One per worker process. `clock` is that of the deadlines, `alarms` may break `forward` off. With `tell`,
+    the agent is told once when a batch hands more than `HEAVY_BYTES` on to the next stage."""
 
     def __init__(
         self,
@@ -89,18 +93,25 @@ class BatchRunner:
         retry: bool,
         clock: Callable[[], float] = monotonic,
         alarms: Alarms = ALARMS,
+        tell: Callable[..., None] | None = None,
     ) -> None:
+        self._tell = tell
         self._worker, self._slate, self._retry, self._clock, self._alarms = worker, slate, retry, clock, alarms
         self._max_batch_size = worker.max_batch_size
+        self._emitter = emitter_of(worker, alarms)
         # Only the codec of zmesh itself is known to read a memoryview; user code is promised bytes.
         self._ipc_takes_views = type(worker).deserialize_ipc is Worker.deserialize_ipc
 
     def run(
-        self, lease: Run, cancelled: Callable[[], Collection[int]], listen: Callable[[], None] = lambda: None
+        self,
+        lease: Run,
+        cancelled: Callable[[], Collection[int]],
+        listen: Callable[[], None] = lambda: None,
+        say: Callable[[RowsStreamed], None] = lambda event: None,
     ) -> Iterator[RowsFinished]:
         """Events that cover each row of `lease` once. `cancelled` says which rows nobody wants any more, by now;
-        `listen` brings that up to date."""
-        self._alarms.listen = listen
+        `listen` brings that up to date; `say` is for what clients are told meanwhile."""
+        self._alarms.listen = listen if self._emitter is None else self._emitter.open(say, listen)
         rows, most = range(len(lease.columns.ids)), self._max_batch_size  # the broker's app may say a larger one
         todo = [_Part(lease, list(rows[start : start + most])) for start in rows[::most]][::-1]
         while todo:
@@ -112,6 +123,8 @@ class BatchRunner:
                     self._fail(part, other.rows, self._alarms.error(INTERRUPT))
                 todo.clear()
             if part.finished:
+                if self._tell is not None:
+                    self._weigh(part, self._tell)
                 yield part.event(self._clock() - started)
                 for other in todo:
                     other.ends_at = None
@@ -135,6 +148,9 @@ class BatchRunner:
             results = self._forward(call, items)
         except (Exception, ForwardTimeout, ForwardCancelled) as error:
             return self._halves(part, rows, call, error)
+        finally:
+            if self._emitter is not None:
+                self._emitter.end_call()
         self._encode(part, rows, results)
         return []
 
@@ -144,7 +160,11 @@ class BatchRunner:
         if broken_off_by := call.struck_by or (is_late and ALARM):
             self._break_off(part, rows, broken_off_by, error)
             return []
-        again = self._retry and not isinstance(error, _WrongResult | ForwardTimeout | ForwardCancelled)
+        again = self._retry and not isinstance(error, _WrongResult | WrongYield | ForwardTimeout | ForwardCancelled)
+        if again and self._emitter is not None and (told := self._emitter.has_said(rows)):
+            self._fail(part, told, error)
+            rest = [row for row in rows if row not in told]
+            return [_Part(part.lease, rest, part.ends_at)] if rest else []
         if len(rows) == 1 or not again:
             self._fail(part, rows, error)
             return []
@@ -188,10 +208,11 @@ class BatchRunner:
     # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _forward(self, call: Call, items: list[Any]) -> list[Any]:
+        forward = self._worker.forward if self._emitter is None else self._emitter.forward
         if self._max_batch_size == 1:
-            return [self._alarms.run(call, self._worker.forward, items[0])]
+            return [self._alarms.run(call, forward, items[0])]
         count = len(items)  # now, because `forward` may do with its list what it likes
-        results = self._alarms.run(call, self._worker.forward, items)
+        results = self._alarms.run(call, forward, items)
         if type(results) is not list:
             results = _as_list(results)
         if len(results) != count:
@@ -202,7 +223,8 @@ class BatchRunner:
 
     def _encode(self, part: _Part, rows: list[int], results: list[Any]) -> None:
         lease, states = part.lease.lease, part.lease.columns.states
-        write, write_last, write_next = self._slate.write, self._worker.serialize, self._worker.serialize_ipc
+        write, write_next = self._slate.write, self._worker.serialize_ipc
+        write_last = self._worker.serialize if self._emitter is None else _write_nothing
         finished, statuses, payloads = part.finished.append, part.statuses.append, part.payloads.append
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
@@ -220,6 +242,15 @@ class BatchRunner:
             statuses(_OK)
             payloads(payload)
 
+    def _weigh(self, part: _Part, tell: Callable[..., None]) -> None:
+        if sum(map(len, part.payloads)) <= HEAVY_BYTES:
+            return
+        states, finished = part.lease.columns.states, zip(part.finished, part.payloads, strict=True)
+        sizes = [len(payload) for row, payload in finished if not states[row] & _EGRESS]
+        if sum(sizes) > HEAVY_BYTES:
+            tell(say="heavy", bytes=sum(sizes), rows=len(sizes))
+            self._tell = None  # once is enough, and weighing costs something
+
     # ── failure ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _fail(self, part: _Part, rows: list[int], error: BaseException) -> None:
@@ -232,13 +263,19 @@ class BatchRunner:
             part.close(row, status, payload)
 
     def _log(self, columns: Columns, rows: list[int], error: BaseException, level: int = logging.ERROR) -> None:
-        known = (columns.contexts[row] if columns.contexts else None for row in rows)
-        requests = " ".join(context.get("request_id", "-") if context else "-" for context in known)
-        if isinstance(error, _WrongResult):
-            log.log(level, "request %s: %s", requests, error)
+        contexts = (columns.contexts[row] if columns.contexts else None for row in rows)
+        known = [context.get("request_id", "-") if context else "-" for context in contexts]
+        requests, about = " ".join(known), {"request_id": [one for one in known if one != "-"]}
+        if isinstance(error, _WrongResult | WrongYield):
+            log.log(level, "request %s: %s", requests, error, extra=about)
         else:
             told = users_traceback(error).rstrip()
-            log.log(level, "request %s failed: %s%s", requests, one_line(error), told and f"\n{told}")
+            log.log(level, "request %s failed: %s%s", requests, one_line(error), told and f"\n{told}", extra=about)
+
+
+def _write_nothing(result: Any) -> bytes:
+    """What a stream returns at its end is for nobody."""
+    return b""
 
 
 def _as_list(results: Any) -> list[Any]:

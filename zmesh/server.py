@@ -213,7 +213,7 @@ class Server:
                 _read_command_line()
                 return self._perform()
         except StartError as error:
-            print(f"zmesh: {error}", file=sys.stderr)
+            print(f"{getattr(error, 'detail', '')}zmesh: {error}", file=sys.stderr)
             return error.exit_code
 
     def _end_daemons(self) -> None:
@@ -238,16 +238,24 @@ class Server:
         if pipe is not None:
             from zmesh.serving import serve_gateway
 
-            logs.setup(settings.log_level, str(document.get("name", "gateway")))
+            logs.setup(settings.log_level, str(document.get("name", "gateway")), settings.log_format)
+            logs.join_in()
             return serve_gateway(plan, settings, pipe, document, self._app, self._schemas())
-        if current_verb.name == "check":
+        if current_verb.name == "check" and not current_verb.given.get("dry_run"):
             from zmesh.cli import show_plan
 
             show_plan(plan, current_verb.output)
             return 0
+        if current_verb.name == "check" or (current_verb.name == "run" and settings.dry_run):
+            from zmesh.dryrun import dry_run
+
+            if self._daemons is not None:
+                self._daemons.start()
+            dry_run(plan, settings, current_verb.app_path, current_verb.output)
+            return 0
         from zmesh import agent
 
-        logs.setup(settings.log_level, "agent")
+        logs.setup(settings.log_level, "agent", settings.log_format)
         for stage in (stage for route in self._routes.values() for stage in route if stage.start_method == "fork"):
             log.info("%s: start_method='fork' has no effect: each worker is a fresh process", stage.worker.__name__)
         return agent.run(

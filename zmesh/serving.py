@@ -26,6 +26,7 @@ from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings
 from zmesh.errors import DrainExpired, StartError
 from zmesh.linkage import Port
 from zmesh.messages import PeerId
+from zmesh.overhearing import broker_class, overheard
 from zmesh.pipe import Pipe, child_pipe
 from zmesh.socketport import SocketPort
 from zmesh.transport import Context, raise_file_limit
@@ -61,13 +62,15 @@ def serve_gateway(
 
     async def serve(listener: socket.socket) -> int:
         loop, context = asyncio.get_running_loop(), Context()
-        broker = Broker(plan, settings.limits(), context, fronts, loop, _agent(document)) if fronts else None
+        make = broker_class(settings.log_level)
+        broker = make(plan, settings.limits(), context, fronts, loop, _agent(document)) if fronts else None
         try:
             if broker is not None:
                 broker.start()
                 port: Port = broker.local_port()
             else:
                 port = SocketPort(context, str(document["front"]), settings.limits(), loop)
+            port = overheard(port, settings.log_level)
             gateway = Gateway(plan, settings, port, app, schemas, board=board)
             _obey(pipe, loop, gateway.start_drain)
             serving = loop.create_task(gateway.serve(listener))
@@ -103,7 +106,7 @@ def _board(plan: Plan, settings: Settings, document: Mapping[str, object]) -> Bo
 async def _serve_broker(plan: Plan, settings: Settings, pipe: Pipe, fronts: Sequence[str], agent: PeerId) -> int:
     """A broker alone; 0 when everything it held was answered before it left."""
     loop, context = asyncio.get_running_loop(), Context()
-    broker = Broker(plan, settings.limits(), context, fronts, loop, agent)
+    broker = broker_class(settings.log_level)(plan, settings.limits(), context, fronts, loop, agent)
     told: asyncio.Future[float] = loop.create_future()
     try:
         broker.start()
@@ -170,7 +173,7 @@ def main() -> int:
     with closing(pipe):
         document = pipe.receive_first(DOCUMENT_SECONDS)
         plan, settings = Plan.from_json(str(document["plan"])), Settings.from_json(str(document["settings"]))
-        logs.setup(settings.log_level, "broker")
+        logs.setup(settings.log_level, "broker", settings.log_format)
         raise_file_limit()
         fronts = document["fronts"]
         assert isinstance(fronts, list), document

@@ -8,7 +8,6 @@ the `Session` decides, the `BatchRunner` runs the user's code, and the loop here
 from __future__ import annotations
 
 import gc
-import inspect
 import logging
 import os
 import re
@@ -25,9 +24,10 @@ from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
-from zmesh.declaring import declaration
+from zmesh.current import running_request
+from zmesh.declaring import declaration, worker_class
 from zmesh.errors import DeclarationError
-from zmesh.line import Line
+from zmesh.line import Line, line_class
 from zmesh.loader import AppError, load_worker_class
 from zmesh.messages import Cancel, Credit, Drain, Heartbeat, PeerId, Phase, Results, SessionId, WorkerState
 from zmesh.metrics import Metrics, metrics_of
@@ -77,7 +77,7 @@ class Stage:
         retry: bool = True,
         name: str | None = None,
     ) -> None:
-        self.worker = _worker_class(worker)
+        self.worker = worker_class(worker)
         self._called = worker.__name__
         self._mime_type(worker.resp_mime_type)
         self.num = self._count("num", num)
@@ -154,20 +154,6 @@ class Stage:
             if not known or not all(isinstance(text, str) for pair in variables.items() for text in pair):
                 raise DeclarationError(f"{self._called}: env must map names to text, not {variables!r}")
         return tuple(dict(variables) for variables in env)
-
-
-def _worker_class(worker: object) -> type[Worker]:
-    if isinstance(worker, Worker):
-        name = type(worker).__name__
-        raise DeclarationError(f"a stage takes the class itself: write {name}, not {name}()")
-    if not isinstance(worker, type):
-        raise DeclarationError(f"a stage needs a subclass of zmesh.Worker, not {worker!r}")
-    if not issubclass(worker, Worker):
-        raise DeclarationError(f"{worker.__name__} is not a worker; make it a subclass of zmesh.Worker")
-    if inspect.isabstract(worker):
-        missing = ", ".join(sorted(worker.__abstractmethods__))
-        raise DeclarationError(f"{worker.__name__} cannot be run: it does not define {missing}")
-    return worker
 
 
 def _ipc_codec(worker: type[Worker]) -> str:
@@ -315,7 +301,7 @@ class WorkerLoop:
         lease, self._next = self._next, None
         assert lease is not None, "run was called without a lease"
         left = len(lease.columns.ids)
-        for finished in self._runner.run(lease, lambda: self._session.cancelled_running, self._overhear):
+        for finished in self._runner.run(lease, lambda: self._session.cancelled_running, self._overhear, self._handle):
             self._handle(finished)
             left -= len(finished.rows)
             if left:
@@ -354,6 +340,7 @@ def _start(document: _Document, pipe: Pipe) -> Worker | None:
     try:
         cls = load_worker_class(document.app, document.stage.worker)
         worker = make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
+        logs.join_in()  # they may have configured logging meanwhile
         doing = "the warm-up with its example raised "
         warm_up(worker)
     except AppError as error:
@@ -373,7 +360,9 @@ def main() -> int:
         sys.stderr.write("zmesh: a worker is started by its agent; start both with: zmesh run app.py\n")
         return 2
     document = _Document.read(pipe.receive_first(DOCUMENT_SECONDS))
-    logs.setup(document.settings.log_level, f"worker {document.label}")
+    settings = document.settings
+    logs.setup(settings.log_level, f"worker {document.label}", settings.log_format, running_request)
+    logs.join_in()
     slate = Slate.open(document.slate)
     raise_file_limit()
     worker = _start(document, pipe)
@@ -383,9 +372,10 @@ def main() -> int:
     gc.freeze()  # what is there now stays; no collection need look at it again
     slate.write(0, Phase.IDLE)
     ALARMS.install(document.stage.timeout_seconds, slate.ordered)
-    runner = BatchRunner(worker, slate, retry=document.stage.retry)
+    tell = pipe.send if document.plan.hands_on(document.stage.name) else None
+    runner = BatchRunner(worker, slate, retry=document.stage.retry, tell=tell)
     context, poller = Context(), Poller()
-    line = Line(context, document.endpoint, poller, document.settings.limits(), "worker")
+    line = line_class(settings.log_level)(context, document.endpoint, poller, settings.limits(), "worker")
     left = WorkerLoop(document.session(), runner, line, pipe, poller, metrics_of(worker)).run()
     log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()

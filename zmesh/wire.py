@@ -29,13 +29,7 @@ from zmesh.config import Limits
 from zmesh.errors import WireError
 from zmesh.messages import PROTOCOL_VERSION, Message, Payload, SessionId
 
-__all__ = [
-    "CONTEXT_ENTRIES_MAX",
-    "MESSAGE_TYPES",
-    "decode",
-    "encode",
-    "to_json",
-]
+__all__ = ["CONTEXT_ENTRIES_MAX", "MESSAGE_TYPES", "decode", "encode", "to_json"]
 
 INLINE_SLACK_BYTES = 64 * 1024  # a sender splits after the row that went over
 CONTEXT_ENTRIES_MAX = 64
@@ -61,6 +55,8 @@ def encode(message: Message, session: int = 0) -> list[Payload]:
     frames: list[Payload] = []
     body = form.write(message, frames)
     body[0] = session
+    while body[-1] is None:  # what is left out at the end is read as its default, which is None
+        del body[-1]
     return [form.prefix + _pack(body), *frames]
 
 
@@ -186,6 +182,7 @@ _u63, _u64, _exit_code = _number(0, U63_MAX), _number(0, 2**64 - 1), _number(-(2
 _flag = _that(lambda it: type(it) is bool, "true or false")
 _peer = _that(lambda it: type(it) is bytes and len(it) == PEER_BYTES, f"{PEER_BYTES} bytes")
 _text, _long_text = _text_up_to(_TEXT_BYTES_MAX), _text_up_to(messages.LONG_TEXT_BYTES_MAX)
+_text_or_nil = _that(lambda it: it is None or it == "" or _are_texts((it,), _TEXT_BYTES_MAX), "text, or nil")
 _listed = _that(lambda it: type(it) is list and len(it) <= _ITEMS_MAX, f"a list of at most {_ITEMS_MAX}")
 _leases = _that(
     lambda it: type(it) is list and len(it) <= _ITEMS_MAX and _are_ints(it) and min(it, default=0) >= 0,
@@ -210,8 +207,11 @@ def _statuses(name: str, column: list[int]) -> list[int]:
     return [status if status in _STATUSES else _INTERNAL for status in _u63s(name, column)]  # a newer peer's
 
 
-def _ids_or_nil(name: str, column: Any) -> Any:
-    return None if column is None else _ids(name, _ints(name, _column(name, column)))
+def _or_nil(check: Check) -> Check:
+    return lambda name, column: None if column is None else check(name, _ints(name, _column(name, column)))
+
+
+_ids_or_nil, _u63s_or_nil = _or_nil(_ids), _or_nil(_u63s)
 
 
 def _contexts_or_nil(name: str, column: Any) -> Any:
@@ -364,15 +364,19 @@ _TABLE = [
           frame_bytes_max=_u63, message_rows_max=_u63, message_inline_bytes_max=_u63, stages=_texts,
           once_routes=_texts),
     _form(3, messages.Refuse, code=_one_of(messages.RefuseCode), text=_text, retry_after_ms=_u63),
-    _form(4, messages.Credit, total=_u63, state=_one_of(messages.WorkerState), text=_text, metrics=_text),
+    _form(4, messages.Credit, total=_u63, state=_one_of(messages.WorkerState), text=_text, metrics=_text_or_nil),
     _form(5, messages.Submit, route=_text, columns=_columns, again=_flag, all=_flag, handled=_u64),
     _form(6, messages.Tasks, lease=_u64, columns=_columns, acks=_leases),
     _form(7, messages.Results, "", slice(2, 6), epoch=_u64, lease=_u64, rows=_rows, statuses=_statuses, kinds=_kinds,
-          payloads=_payloads, compute_us=_u63, ids=_ids_or_nil, metrics=_text),
+          payloads=_payloads, compute_us=_u63, ids=_ids_or_nil, chunks=_u63s_or_nil,
+          metrics=_text_or_nil),
     _form(8, messages.Ack, leases=_leases, peers=_peers),
     _form(9, messages.Reply, "", slice(1, 8), number=_u64, ids=_ids, statuses=_statuses, kinds=_kinds,
-          payloads=_payloads, attempts=_u63s, queue_us=_u63s, compute_us=_u63s),
+          payloads=_payloads, attempts=_u63s, queue_us=_u63s, compute_us=_u63s, leases=_u63s_or_nil,
+          chunks=_u63s_or_nil),
     _form(10, messages.Cancel, ids=_leases, reason=_text, handled=_u64),
+    _form(11, messages.Chunk, "", slice(2, 5), epoch=_u64, lease=_u64, ids=_ids, seqs=_u63s, payloads=_payloads,
+          kind=_one_of(messages.ChunkKind)),
     _form(13, messages.Heartbeat, epoch=_u64, handled=_u64, workers=_beats),
     _form(14, messages.Exited, peer=_peer, stage=_text, worker_id=_u63, code=_exit_code, lease=_u64, phase=_phase,
           row=_u63, oom=_flag, reason=_long_text, failing=_flag),
@@ -381,7 +385,7 @@ _TABLE = [
     _form(18, messages.Goodbye, leases=_leases),
     _form(19, messages.Stats, snapshot=_long_text),
 ]  # fmt: skip
-# Reserved, and refused until they have a class: 11 CHUNK, 12 LOG, 16 HEALTHCHECK.
+# Reserved, and refused until they have a class: 12 LOG, 16 HEALTHCHECK.
 _SAME_IN_EVERY_VERSION = {1, 3}
 _FORMS = {form.prefix[3]: form for form in _TABLE}
 _FORM_OF = {form.type: form for form in _TABLE}

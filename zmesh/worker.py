@@ -100,15 +100,23 @@ class Worker(abc.ABC):
 
 
 class SSEWorker(Worker):
-    """A last stage that answers with server-sent events while `forward` runs; what `forward` returns is not sent."""
+    """A last stage that answers with server-sent events while `forward` runs; what `forward` returns is not sent.
+
+    Call `send_stream_event`, or let `forward` be a generator, of which each `yield` is an event: a text, or for a batch
+    (`max_batch_size` above 1) a list with a text, None or an exception per item. An exception ends the stream of its
+    item, and no other, with `event: error`.
+    """
 
     resp_mime_type: str = "text/event-stream"
 
-    # Given by the loop that runs the stage, for as long as a stream is open.
+    # Given by whatever runs the stage.
     _emit: Callable[[str, int], None] | None = None
 
     def send_stream_event(self, text: str, index: int = 0) -> None:
-        """Send one event to the client of item `index` of the batch."""
+        """Send one event to the client of item `index` of the batch. Never waits for that client.
+
+        Nothing is sent when `text` is empty, nor to a client that left or whose time is over.
+        """
         if self._emit is None:
             raise RuntimeError(
                 "no stream is open: send_stream_event works only inside forward, while the last stage of a route serves"

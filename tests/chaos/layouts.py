@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness import REPOSITORY, ZMESH, wait_until
+from tests.harness import REPOSITORY, TEXT, ZMESH, wait_until
 from tests.hosts import Program, children, free_ports
 from tests.proxy import Proxy
 
@@ -68,7 +68,7 @@ class TormentedMesh:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=REPOSITORY,
-                env={**os.environ, **self.env},
+                env={**TEXT, **os.environ, **self.env},
                 **self.popen,
             )
         self.programs[name] = Program(process, path)

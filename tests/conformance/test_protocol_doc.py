@@ -125,12 +125,14 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
     "exit code": ([-(2**31), 0, 2**32 - 1], [-(2**31) - 1, 2**32, *NOT_A_NUMBER]),
     "flag": ([True, False], [None, 0, 1, "true"]),
     "text": TEXT,
+    "text, or nil": ([None, *TEXT[0]], [it for it in TEXT[1] if it is not None]),
     "long text": (["", "x" * M1], ["x" * (M1 + 1), None, 1, b"x"]),
     "peer": PEER,
     "role": of_words(messages.Role),
     "refuse code": of_words(messages.RefuseCode),
     "worker state": of_words(messages.WorkerState),
     "phase": of_words(messages.Phase),
+    "chunk kind": of_words(messages.ChunkKind),
     "list of u64": of_lists(*U64),
     "list of text": of_lists(["", "A"], TEXT[1]),
     "list of peer": of_lists(*PEER),
@@ -148,6 +150,7 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
         [[{**CONTEXT_64, "one": "more"}], [{1: "x"}], [{"x": 1}], [1], [], [None, None], 1, "x", {}],
     ),
     "column of id, or nil": ([None, [0], [2**64 - 1]], [[-1], [None], [], [1, 2], 1, "x"]),
+    "column of u63, or nil": ([None, [0], [2**63 - 1]], [[-1], [2**63], [None], [], [1, 2], 1, "x"]),
 }
 
 Body = list[Any]
@@ -228,6 +231,7 @@ def test_words_have_the_numbers_of_the_document():
         "refuse code": messages.RefuseCode,
         "worker state": messages.WorkerState,
         "phase": messages.Phase,
+        "chunk kind": messages.ChunkKind,
         "kind": messages.Kind,
     }
     said = {name.strip("`"): values for name, values in rows(section("4").split("**4.5**")[1].split("**4.6**")[0])}

@@ -25,17 +25,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import REPOSITORY, Answer, RunningMesh, exchange, free_port, running, wait_until
+from tests.harness import REPOSITORY, TEXT, Answer, RunningMesh, exchange, free_port, running, wait_until
 
 DOCUMENT = REPOSITORY / "docs" / "behaviour.md"
 APPS = Path(__file__).parent / "apps" / "mistakes"
-TYPED, IN_FILE, STARTING, OVER_HTTP, IN_A_WORKER = (
+TYPED, IN_FILE, STARTING, IN_A_DRY_RUN, OVER_HTTP, IN_A_WORKER = (
     "On the command line",
     "In the app file",
     "When it starts",
+    "In a dry run",
     "Over HTTP",
     "And what a worker does wrong",
 )
+TABLES = (TYPED, IN_FILE, STARTING, IN_A_DRY_RUN, OVER_HTTP, IN_A_WORKER)
 SECONDS_MAX = 20.0  # no mistake takes longer to end, on a busy machine
 BODY_BYTES_MAX = 100_000  # of the mesh that is asked over HTTP
 
@@ -107,7 +109,7 @@ def says(expected: str, said: str) -> bool:
 
 
 def test_the_document_has_its_tables_and_no_mistake_twice():
-    sizes = {table: len(rows_of(table)) for table in (TYPED, IN_FILE, STARTING, OVER_HTTP, IN_A_WORKER)}
+    sizes = {table: len(rows_of(table)) for table in TABLES}
     assert sum(sizes.values()) == len(rows()) and min(sizes.values()) >= 7, sizes
     for table in sizes:
         mistakes = [row.mistake for row in rows_of(table)]
@@ -115,7 +117,7 @@ def test_the_document_has_its_tables_and_no_mistake_twice():
 
 
 def test_every_app_file_is_in_the_document():
-    named = {row.file() for row in rows() if row.table in (IN_FILE, STARTING)} - {""}
+    named = {row.file() for row in rows() if row.table in (IN_FILE, STARTING, IN_A_DRY_RUN)} - {""}
     there = {path.name for path in APPS.iterdir() if path.is_file()}
     assert there == named | {"helper.py", "served.py"}
 
@@ -212,6 +214,7 @@ def terminal() -> Iterator[Terminal]:
         PYTHONPATH=f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
         TMPDIR=str(sockets),
         ZMESH_PORT="0",
+        **TEXT,
     )
     try:
         yield Terminal(folder, sockets, kept)
@@ -327,6 +330,13 @@ def test_what_does_not_start(row: Row, command: str, terminal: Terminal):
     ends = [match.group() for match in LOGGED.finditer(ended.err) if match[2] == "agent"]
     assert ["started again" in line for line in ends] == [True, True, False], ended.err  # there is no fourth try
     check_said(row, row.code("said"), LOGGED.sub("", ended.err))
+
+
+@each(IN_A_DRY_RUN)
+def test_what_a_dry_run_finds(row: Row, terminal: Terminal):
+    ended = terminal.type(f"zmesh check --run {put_app(row, terminal)}")
+    assert (ended.code, ended.out) == (int(row["code"]), ""), ended.err
+    check_said(row, row.code("said"), ended.err)
 
 
 def test_a_refusal_that_is_caught_changes_nothing(terminal: Terminal):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PROGRAMS, REPOSITORY, ZMESH, RunningMesh, all_at_once, free_port, running, wait_until
+from tests.harness import PROGRAMS, REPOSITORY, TEXT, ZMESH, RunningMesh, all_at_once, free_port, running, wait_until
 from tests.hosts import children
 from tests.load import APP as TWO_STAGES
 from tests.load import assert_all_right, under_load
@@ -58,7 +58,7 @@ JOINING = ("--connect", "tcp://127.0.0.1:1")
 @contextmanager
 def importing(command: Sequence[str], sockets: Path) -> Iterator[subprocess.Popen[str]]:
     """A program whose app file takes a minute to import, and is about to."""
-    env = {**os.environ, "MOOD": "heavy", "TMPDIR": str(sockets)}
+    env = {**TEXT, **os.environ, "MOOD": "heavy", "TMPDIR": str(sockets)}
     process = subprocess.Popen(
         command, cwd=REPOSITORY, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

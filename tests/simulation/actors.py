@@ -17,7 +17,18 @@ from tests.simulation.network import Cable, Garbage, PeerLine, Router, Sent, des
 from tests.simulation.world import REACTION_SECONDS, Process
 from zmesh.core import events
 from zmesh.core.dispatcher import Dispatcher
-from zmesh.core.effects import Answer, DispatcherEffect, Forget, Leave, LinkEffect, Reconnect, Report, Send, Transmit
+from zmesh.core.effects import (
+    Answer,
+    Deliver,
+    DispatcherEffect,
+    Forget,
+    Leave,
+    LinkEffect,
+    Reconnect,
+    Report,
+    Send,
+    Transmit,
+)
 from zmesh.core.events import (
     Address,
     DispatcherEvent,
@@ -31,6 +42,7 @@ from zmesh.core.events import (
 from zmesh.core.link import Link
 from zmesh.messages import (
     Cancel,
+    Chunk,
     Credit,
     Drain,
     Exited,
@@ -61,6 +73,7 @@ STATS_SECONDS = 7.0  # how often somebody looks at /readyz
 HEARD: dict[type, Callable[..., DispatcherEvent]] = {
     Submit: events.TasksSubmitted,
     Results: events.BatchFinished,
+    Chunk: events.ChunkArrived,
     Credit: events.CreditGranted,
     Cancel: events.TasksCancelled,
     Heartbeat: events.PeerBeat,
@@ -356,6 +369,9 @@ class Gateway(Process):
 
     def _perform(self, effect: LinkEffect) -> None:
         match effect:
+            case Deliver(requests, payloads):
+                for request, payload in zip(requests, payloads, strict=True):
+                    self.checks.heard(self, request.ticket, payload)  # type: ignore[arg-type]
             case Answer(requests, statuses, payloads):
                 for request, status, payload in zip(requests, statuses, payloads, strict=True):
                     self.asks.pop(request.id, None)

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from tests.simulation.model import SICK, Ask, Batch, Flaw, Part, nonce_of
 from tests.simulation.network import name_of
-from zmesh.core import events, invariants
+from zmesh.core import endings, events, invariants, link, sequences
 from zmesh.core.effects import DispatcherEffect, Run, Send
-from zmesh.core.events import Address, DispatcherEvent, Heard
+from zmesh.core.events import Address, DispatcherEvent, Heard, RowsStreamed
 from zmesh.core.tasks import TaskState
 from zmesh.messages import Cancel, Kill, Payload, Phase, Reply, Results, State, Status, Tasks
 
@@ -74,6 +74,7 @@ class Checks:
         self._tasks: dict[Worker, dict[int, tuple[int, list[float]]]] = {}
         self._cancels: dict[Worker, dict[int, int]] = {}
         self._void: dict[bytes, bool] = {}  # errors of sick workers that came too late to count
+        self._spoken: dict[tuple[int, str, int], int] = {}  # events, by task, worker and lease
         self._most = 0  # tasks that the broker can have had in this turn
 
     def expect(self, condition: object, text: str, ask: Ask | None = None) -> None:
@@ -140,6 +141,7 @@ class Checks:
         for id in tasks.columns.ids:
             ask = self.by_id[id]
             ask.given += 1
+            self.expect(not ask.heard, f"I2: {ask.nonce} is given out again though it has spoken", ask)
             if connection is not None:
                 owner = connection.dealer.owner
                 ask.holders.append(owner)
@@ -216,6 +218,22 @@ class Checks:
         for effect in effects:
             self.hits[f"a link asks for {type(effect).__name__}"] += 1
 
+    def heard(self, gateway: Gateway, ask: Ask, payload: Payload) -> None:
+        """I2: the events of a stream are its own, come in order and from one lease, and none after the end."""
+        self.world.tell(gateway.name, f"delivers {bytes(payload)!r}", [ask.id])
+        self.expect(ask.status is None, f"I2: request {ask.nonce} hears {bytes(payload)!r} after its answer", ask)
+        nonce, lease, number = bytes(payload).split(b"/")
+        self.expect(int(nonce) == ask.nonce, f"I3: request {ask.nonce} hears {bytes(payload)!r}", ask)
+        self.expect(int(number) == len(ask.heard), f"I2: {bytes(payload)!r} is event {len(ask.heard)}", ask)
+        leases = {event.split(b"/")[1] for event in ask.heard}
+        self.expect(leases <= {lease}, f"I2: request {ask.nonce} hears lease {int(lease)} after {leases}", ask)
+        ask.heard.append(bytes(payload))
+
+    def speaks(self, worker: Worker, batch: Batch, event: RowsStreamed) -> None:
+        for row in event.rows:
+            key = batch.asks[row].id, worker.name, int(batch.lease.lease)
+            self._spoken[key] = batch.said[row]
+
     def answered(self, gateway: Gateway, ask: Ask, status: int, payload: Payload) -> None:
         now = self.world.now
         self.world.tell(gateway.name, f"answers {ask.nonce}: {Status(status).name} {bytes(payload[:60])!r}", [ask.id])
@@ -231,6 +249,8 @@ class Checks:
     def _why_not(self, ask: Ask, status: int, payload: bytes) -> str | None:
         """Why this is not what the request deserves; None when it is."""
         if status == OK:
+            if not self._is_whole(ask):
+                return f"I2: it heard {ask.heard}, and that is not all"
             if ask.flaw not in (Flaw.NONE, Flaw.ENDLESS):
                 return f"it should fail, being {ask.flaw.value}"
             return None if payload == ask.expected else f"I3: {payload!r} instead of {ask.expected!r}"
@@ -253,6 +273,13 @@ class Checks:
             return None
         return self._why_no_internal(ask, payload) if status == INTERNAL else "nothing says so"
 
+    def _is_whole(self, ask: Ask) -> bool:
+        """Whether it heard all that some lease of it had to say."""
+        if not ask.heard:
+            return True  # it may be the answer of a lease that said nothing
+        said = int(ask.heard[0].split(b"/")[1])
+        return len(ask.heard) in [n for (id, _, lease), n in self._spoken.items() if (id, lease) == (ask.id, said)]
+
     def _why_no_internal(self, ask: Ask, payload: bytes) -> str | None:
         if payload.startswith(SICK):
             return (
@@ -262,6 +289,10 @@ class Checks:
             )
         if payload == b"forward raised":
             return None if ask.flaw is Flaw.RAISE or ask.bystander else "its batch did not raise"
+        if payload in (endings.BROKEN_STREAM, sequences.LOST_EVENTS, link.BROKEN_STREAM):
+            if ask.stages[-1] not in self.simulation.scenario.speakers:
+                return "nobody says anything to its client"
+            return None if self._was_hurt(ask) else "everybody who had it is well"
         if payload == b"outcome unknown":
             if all(self.simulation.plan.stage(stage).retry for stage in ask.stages):
                 return "no stage of its route is once-only"
@@ -355,8 +386,9 @@ class Checks:
     def part_overran(self, worker: Worker, batch: Batch) -> None:
         """The worker takes longer than its stage allows, and it may be said of whoever is alone, or runs only once."""
         self.hits[f"{'one' if len(batch.asks) == 1 else 'several'} took too long"] += 1
-        for ask in batch.asks:
-            ask.overran = ask.overran or len(batch.asks) == 1 or not worker.stage.retry
+        for row, ask in enumerate(batch.asks):
+            is_last = len(batch.asks) == 1 or not worker.stage.retry or batch.said[row]
+            ask.overran = ask.overran or bool(is_last)
 
     def interrupted(self, worker: Worker, batch: Batch) -> None:
         """Nobody waits for any of it, and it is not the first batch, nor the first one since the last interrupt."""

@@ -47,6 +47,7 @@ BOOT_SECONDS = (0.05, 0.30)
 EXIT_SEEN_SECONDS = 0.001
 SEGFAULT, KILLED, TERMINATED = -11, -9, -15
 RETIRING_SECONDS = 2.5
+EVENTS = (0, 1, 1, 2, 5)  # how many a batch says
 
 
 class Worker(Process):
@@ -230,6 +231,8 @@ class Worker(Process):
                 text = f"runs {len(part.rows)} rows of lease {batch.lease.lease}"
                 self.world.tell(self.name, text, [batch.asks[row].id for row in part.rows])
             self.checks.part_begins(self, batch, part)
+            if self.stage.name in self.simulation.scenario.speakers:
+                self._will_speak(batch, part)
             self.simulation.faults.part_begins(self, part, batch.asks)
         left = batch.clock + self.stage.timeout_seconds - self.world.now
         if self.stage.timeout_seconds and left < part.seconds and part.hears_signals:
@@ -238,6 +241,18 @@ class Worker(Process):
             self.world.after(part.seconds, self._end_part, batch, part)
         else:
             self._end_part(batch, part)
+
+    def _will_speak(self, batch: Batch, part: Part) -> None:
+        for _ in range(self.dice.choice(EVENTS)):
+            self.world.after(part.seconds * self.dice.random(), self._speak, batch, part)
+
+    def _speak(self, batch: Batch, part: Part) -> None:
+        if not self.is_alive or self.is_stopped or self.batch is not batch or batch.part is not part:
+            return
+        event = batch.speak(self.session.cancelled_running)
+        if event is not None:
+            self.checks.speaks(self, batch, event)
+            self._handle(event)
 
     def _alarm(self, batch: Batch, part: Part) -> None:
         """SIGALRM in `forward`, or as soon as the process runs again."""

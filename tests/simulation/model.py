@@ -25,8 +25,8 @@ from random import Random
 
 from tests.simulation.world import Process
 from zmesh.core.effects import Run
-from zmesh.core.events import RowsFinished
-from zmesh.messages import Kind, Payload, Phase, Status, TaskId
+from zmesh.core.events import RowsFinished, RowsStreamed
+from zmesh.messages import Kind, Payload, Phase, State, Status, TaskId
 
 __all__ = ["ENDLESS_SECONDS", "SICK", "Ask", "Batch", "Flaw", "Part", "Slate"]
 
@@ -69,7 +69,8 @@ class Ask:
     given: int = 0  # leases that it was in
     holders: list[Process] = field(default_factory=list)  # the processes that were given it
     bystander: bool = False  # it was in a batch of a once-only stage that raised
-    overran: bool = False  # it took longer than its stage allows, alone or at a once-only stage
+    overran: bool = False  # it took longer than its stage allows, alone, at a once-only stage or having spoken
+    heard: list[bytes] = field(default_factory=list)  # events, as its gateway delivered them
 
     @property
     def expected(self) -> bytes:
@@ -139,6 +140,20 @@ class Batch:
         self.part: Part | None = None
         self.clock = now  # when it began, or said something last
         self.succeeded = self.is_broken_off = False
+        self.said: Counter[int] = Counter()  # events, by row
+
+    def speak(self, cancelled: Collection[int]) -> RowsStreamed | None:
+        """An event for each row of the part that ends its route here. A part that raises has nothing to say: what has
+        spoken would not be run again."""
+        part, states = self.part, self.lease.columns.states
+        if part is None or part.halves:
+            return None
+        rows = [row for row in part.rows if states[row] & State.EGRESS and row not in cancelled]
+        payloads: list[Payload] = [
+            b"%d/%d/%d" % (self.asks[row].nonce, self.lease.lease, self.said[row]) for row in rows
+        ]
+        self.said.update(rows)
+        return RowsStreamed(rows, payloads) if rows else None
 
     def begin(
         self, now: float, cancelled: Collection[int], dice: Random, cost: tuple[float, float], sick: bytes = b""

@@ -44,6 +44,7 @@ class Scenario:
     gateways: int
     is_isolated: bool  # the broker has a process of its own; else the first gateway lives in it
     costs: dict[str, tuple[float, float]]  # seconds per batch and per row, by stage
+    speakers: frozenset[str]  # stages that say something to clients while they run
     wire_seconds: float  # a usual delay
     bursts: list[Burst]
     fault_times: list[float]
@@ -100,6 +101,8 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
     odds = {kind: weight for kind, weight in kinds.items() if dice.random() < 0.55}
     for kind in dice.sample(list(kinds), 6):
         odds.setdefault(kind, kinds[kind])
+    streams = Random(f"{seed} streams")
+    speakers = frozenset(NAMES[:count] if streams.random() < 0.25 else ())
     times = sorted(dice.uniform(CALM_SECONDS, FAULT_SECONDS) for _ in range(FAULTS_MIN + dice.randrange(20)))
     return Scenario(
         plan=plan,
@@ -108,6 +111,7 @@ def draw(seed: int, kinds: dict[str, float], *, is_told: bool) -> Scenario:
         gateways=gateways,
         is_isolated=is_isolated,
         costs=costs,
+        speakers=speakers,
         wire_seconds=dice.choice((0.0001, 0.0001, 0.001)),
         bursts=_bursts(dice, gateways, list(routes)),
         fault_times=times,

@@ -16,7 +16,7 @@ from tests.planted import credit_is_granted_twice
 from tests.simulation import coverage
 from tests.simulation.simulation import Failed, Report, run
 from tests.simulation.sweep import sweep
-from zmesh.core import outcomes
+from zmesh.core import endings, outcomes
 from zmesh.core.link import Link
 from zmesh.core.midway import Midway
 from zmesh.core.session import Session
@@ -118,6 +118,11 @@ def who_was_withheld_is_not_awoken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Midway, "add", forgetful)
 
 
+def streams_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "break_off", lambda *lease: None)
+    monkeypatch.setattr(endings, "has_streamed", lambda task: False)
+
+
 @pytest.mark.parametrize(
     ("plant", "word"),
     [
@@ -128,6 +133,7 @@ def who_was_withheld_is_not_awoken(monkeypatch: pytest.MonkeyPatch) -> None:
         (cancels_are_not_heeded, "I11"),
         (nothing_is_withheld, "beyond its step"),
         (who_was_withheld_is_not_awoken, "I12"),
+        (streams_are_run_again, "I2"),
     ],
 )
 def test_a_planted_mistake_is_caught(

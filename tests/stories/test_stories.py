@@ -86,6 +86,12 @@ class Scene:
         statuses = dict.fromkeys(numbers(bad or ""), Status[status]) if status else {}
         return self.worker(name).finishes(int(lease), *numbers(rows or ""), statuses=statuses)
 
+    def finishes_after(self, name: str, lease: str, chunks: str) -> DispatcherEvent:
+        return self.worker(name).finishes(int(lease), chunks=numbers(chunks))
+
+    def streams(self, name: str, text: str, ids: str, lease: str, seq: str | None) -> DispatcherEvent:
+        return self.worker(name).streams(int(lease), *numbers(ids), seq=int(seq or 0), text=text)
+
     def finishes_with(self, name: str, lease: str, size: str) -> DispatcherEvent:
         return self.worker(name).finishes(int(lease), payload=bytes(int(size)))
 
@@ -157,6 +163,8 @@ WHEN: dict[str, Callable[..., DispatcherEvent]] = {
     r"(\w+) grants credit (\d+)": Scene.grants,
     r"(\w+) drains": Scene.drains,
     rf"(\w+) finishes lease (\d+)(?:, rows? {IDS})?(?:, with (\w+) for rows? {IDS})?": Scene.finishes,
+    rf"(\w+) finishes lease (\d+) after {IDS} events": Scene.finishes_after,
+    rf"(\w+) says '([^']*)' to {IDS} of lease (\d+)(?: as number (\d+))?": Scene.streams,
     r"(\w+) finishes lease (\d+) with (\d+) bytes each": Scene.finishes_with,
     rf"(\w+) finishes what the former broker gave it: {IDS}": Scene.finishes_of_old,
     rf"(\w+) reports that (\w+) died of {CAUSE}(?:, running lease (\d+))?": Scene.reports,

@@ -76,7 +76,7 @@ def test_a_users_logger_speaks_in_the_format_of_all_processes_and_the_root_logge
 import logging
 from zmesh import get_logger
 from zmesh.logs import setup
-setup("warning", "gateway"); setup("info", "Echo/1 100%")
+setup("warning", "gateway"); setup("info", "Echo/1 100%", "text")
 get_logger().info("hello %s", "mesh")
 get_logger().debug("not said")
 logging.getLogger("uvicorn.error").warning("from below")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from zmesh import mixins
 from zmesh.addresses import listen
 from zmesh.config import Plan, RoutePlan, StagePlan
 from zmesh.errors import StartError
-from zmesh.hosting import announcement, chosen_stages, curl_data
+from zmesh.hosting import HeavyBatches, announcement, chosen_stages, curl_data
 from zmesh.processes import OutOfMemoryKills, signal_name
 
 DECODE = StagePlan(
@@ -138,3 +139,32 @@ def test_where_nobody_counts_no_kill_is_for_want_of_memory(tmp_path: Path, ours:
     if ours is not None:
         cgroup.write_text(ours)
     assert not OutOfMemoryKills(str(tmp_path), str(cgroup)).rose()
+
+
+# ── large batches ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_large_batch_is_said_once_for_each_stage_with_a_way_out(caplog: pytest.LogCaptureFixture):
+    batches = HeavyBatches(())
+    for stage in ("decode", "decode", "model"):
+        batches.say(stage, 3 * 1024**2, 8)
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first == (
+        "stage decode hands 3.0 MiB on to the next stage in a batch of 8; all of it is copied through the broker: "
+        "return less, say a smaller dtype or the name of a file, or do both steps in one stage"
+    )
+    assert second.startswith("stage model ")
+
+
+def test_only_a_stage_with_another_one_behind_it_hands_anything_on():
+    assert PLAN.hands_on("decode") and not PLAN.hands_on("model")
+
+
+def test_mixins_that_help_are_named_and_they_exist():
+    assert (
+        HeavyBatches(["OneIPCMixin", "TwoIPCMixin"])
+        .text("a", 1, 1)
+        .endswith(", or put OneIPCMixin or TwoIPCMixin before Worker")
+    )
+    assert [name for name in mixins.IPC_MIXINS if not hasattr(mixins, name)] == []
+    assert tuple(name for name in mixins.__all__ if name.endswith("IPCMixin")) == mixins.IPC_MIXINS

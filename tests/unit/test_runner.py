@@ -55,6 +55,7 @@ def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
         clock: Callable[[], float] = lambda: 100.0,
         contexts: list[Any] | None = None,
         alarms: Alarms | None = None,
+        tell: Callable[..., None] | None = None,
     ) -> list[RowsFinished]:
         count = len(payloads)
         columns = Columns(
@@ -67,7 +68,7 @@ def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
             contexts,
         )
         lease = Run(LeaseId(7), columns, deadlines or [200.0] * count, skipped)
-        runner = BatchRunner(worker, slate, retry=retry, clock=clock, alarms=alarms or Alarms(clock))
+        runner = BatchRunner(worker, slate, retry=retry, clock=clock, alarms=alarms or Alarms(clock), tell=tell)
         return list(runner.run(lease, cancelled))
 
     return run
@@ -609,6 +610,33 @@ def test_the_slate_is_idle_only_when_the_last_results_were_taken(slate: Slate):
     assert slate.read().lease == 0
 
 
+# ── large batches ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("states", "rows", "told"),
+    [
+        (FIRST, 16, []),
+        (FIRST, 17, [{"say": "heavy", "bytes": 17 * 65536, "rows": 17}]),
+        (FIRST, 40, [{"say": "heavy", "bytes": 20 * 65536, "rows": 20}]),  # of two batches, once
+        (ONLY, 17, []),
+        ([FIRST, ONLY] * 10, 20, []),
+    ],
+)
+def test_a_large_batch_for_the_next_stage_is_told_once(run, states: int | list[int], rows: int, told: list[object]):
+    class Wide(Squares):
+        def serialize_ipc(self, data: Any) -> bytes:
+            return b"x" * 65536
+
+        def serialize(self, data: Any) -> bytes:
+            return b"x" * 65536
+
+    said: list[object] = []
+    count = len(states) if isinstance(states, list) else rows
+    run(Wide(max_batch_size=20), bodies(*range(count)), states=states, tell=lambda **words: said.append(words))
+    assert said == told
+
+
 # ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -617,6 +645,7 @@ def test_a_traceback_names_the_requests_it_is_about(run, caplog):
     run(Squares(refuse(1)), bodies(1, 1, 1), retry=False, contexts=contexts)
     (record,) = caplog.records
     assert record.levelno == logging.ERROR and "request one - - failed" in record.getMessage()
+    assert record.__dict__["request_id"] == ["one"], "so that a machine finds it"
 
 
 def test_an_error_that_cannot_be_shown_still_answers(run):

@@ -67,7 +67,8 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
     agent = Agent()
     monkeypatch.setitem(sys.modules, "zmesh.agent", agent)
     monkeypatch.setattr(zmesh, "agent", agent, raising=False)
-    monkeypatch.setattr(server_module.logs, "setup", lambda level, role: None)
+    monkeypatch.setattr(server_module.logs, "setup", lambda level, role, form: None)
+    monkeypatch.setattr(server_module.logs, "join_in", lambda: None)
     return agent
 
 

@@ -53,14 +53,15 @@ EXAMPLES: list[say.Message] = [
     say.Tasks(lease=9, columns=COLUMNS, acks=[7, 8]),
     say.Results(
         epoch=77, lease=9, rows=[1, 0], statuses=[0, 4], kinds=[0, 1], payloads=[b"7", b"bad"], compute_us=1200,
-        ids=[2**64 - 1, 5], metrics="[2,[],[]]",
+        ids=[2**64 - 1, 5], chunks=[0, 3], metrics="[2,[],[]]",
     ),
     say.Ack(leases=[9], peers=[PEER, BROKER]),
     say.Reply(
         number=42, ids=[5, 6], statuses=[0, 5], kinds=[0, 0], payloads=[b"7", b"queue full"], attempts=[1, 0],
-        queue_us=[310, 0], compute_us=[1200, 0],
+        queue_us=[310, 0], compute_us=[1200, 0], leases=[9, 0], chunks=[3, 0],
     ),
     say.Cancel(ids=[5, 6], reason="client gone", handled=42),
+    say.Chunk(epoch=77, lease=9, ids=[5, 6], seqs=[0, 2], payloads=[b"Once", b"upon"], kind=say.ChunkKind.EVENT),
     say.Heartbeat(
         epoch=77, handled=42,
         workers=[say.WorkerBeat(PEER, "Inference", 1, 4242, lease=9, phase=say.Phase.FORWARD, rss_bytes=1 << 33)],
@@ -74,6 +75,7 @@ EXAMPLES: list[say.Message] = [
     say.Goodbye(leases=[9]),
     say.Stats(snapshot='{"queued": 0}'),
 ]  # fmt: skip
+WITH_PAYLOADS = {"Submit", "Tasks", "Results", "Reply", "Chunk"}
 BY_NAME = {type(message).__name__: message for message in EXAMPLES}
 FIELDS = [(name, field.name) for name, message in BY_NAME.items() for field in dataclasses.fields(message)]
 FIELDS_OF_COLUMNS = [field.name for field in dataclasses.fields(say.Columns)]
@@ -131,23 +133,22 @@ contexts = st.none() | st.dictionaries(text, text, max_size=3)
 COLUMN_OF = {
     "ids": u64, "rows": u63, "states": st.integers(0, 3), "remaining_ms": u63, "attempts": u63 | st.just(0),
     "kinds": st.sampled_from(say.Kind), "statuses": st.sampled_from(say.Status), "payloads": payloads,
-    "contexts": contexts, "queue_us": u63, "compute_us": u63,
+    "contexts": contexts, "queue_us": u63, "compute_us": u63, "leases": u63, "chunks": u63, "seqs": u63,
 }  # fmt: skip
 
 
 @st.composite
-def columns_of(draw: st.DrawFn, kind: type, names: list[str], nil_or: str = "", **others: Any) -> Any:
+def columns_of(draw: st.DrawFn, form: type, names: list[str], nil_or: tuple[str, ...] = (), **others: Any) -> Any:
     size = draw(st.integers(0, 4))
     values = {
         name: draw(st.lists(COLUMN_OF[name], min_size=size, max_size=size, unique=name in {"ids", "rows"}))
-        for name in [*names, *filter(None, [nil_or])]
+        for name in [*names, *nil_or]
     }
-    if nil_or and draw(st.booleans()):
-        values[nil_or] = None
-    return kind(**values, **{name: draw(other) for name, other in others.items()})
+    values |= {name: None for name in nil_or if draw(st.booleans())}
+    return form(**values, **{name: draw(other) for name, other in others.items()})
 
 
-a_columns = columns_of(say.Columns, FIELDS_OF_COLUMNS[:-1], nil_or="contexts")
+a_columns = columns_of(say.Columns, FIELDS_OF_COLUMNS[:-1], nil_or=("contexts",))
 a_beat = st.builds(say.WorkerBeat, peers, text, u63, u63, u64, st.sampled_from(say.Phase), u63)
 a_message = {
     "Hello": st.builds(
@@ -163,14 +164,18 @@ a_message = {
     "Submit": st.builds(say.Submit, text, a_columns, st.booleans(), st.booleans(), u64),
     "Tasks": st.builds(say.Tasks, u64, a_columns, leases),
     "Results": columns_of(
-        say.Results, ["rows", "statuses", "kinds", "payloads"], nil_or="ids", epoch=u64, lease=u64, compute_us=u63,
-        metrics=text,
+        say.Results, ["rows", "statuses", "kinds", "payloads"], nil_or=("ids", "chunks"), epoch=u64, lease=u64,
+        compute_us=u63, metrics=st.none() | text,
     ),
     "Ack": st.builds(say.Ack, leases, st.lists(peers, max_size=3)),
     "Reply": columns_of(
-        say.Reply, ["ids", "statuses", "kinds", "payloads", "attempts", "queue_us", "compute_us"], number=u64
+        say.Reply, ["ids", "statuses", "kinds", "payloads", "attempts", "queue_us", "compute_us"],
+        nil_or=("leases", "chunks"), number=u64,
     ),
     "Cancel": st.builds(say.Cancel, leases, text, u64),
+    "Chunk": columns_of(
+        say.Chunk, ["ids", "seqs", "payloads"], epoch=u64, lease=u64, kind=st.sampled_from(say.ChunkKind)
+    ),
     "Heartbeat": st.builds(say.Heartbeat, u64, u64, st.lists(a_beat, max_size=3)),
     "Exited": st.builds(
         say.Exited, peers, text, u63, st.integers(-64, 255), u64, st.sampled_from(say.Phase), u63, st.booleans(), text,
@@ -204,7 +209,7 @@ def test_every_example_comes_back_and_without_a_session_it_is_0(message):
 def test_every_message_has_exactly_the_number_of_the_protocol():
     numbers = {
         "Hello": 1, "Welcome": 2, "Refuse": 3, "Credit": 4, "Submit": 5, "Tasks": 6, "Results": 7, "Ack": 8, "Reply": 9,
-        "Cancel": 10, "Heartbeat": 13, "Exited": 14, "Kill": 15, "Drain": 17, "Goodbye": 18, "Stats": 19,
+        "Cancel": 10, "Chunk": 11, "Heartbeat": 13, "Exited": 14, "Kill": 15, "Drain": 17, "Goodbye": 18, "Stats": 19,
     }  # fmt: skip
     assert {kind.__name__: number for number, kind in wire.MESSAGE_TYPES.items()} == numbers
     assert set(wire.MESSAGE_TYPES.values()) == set(get_args(say.Message)) == set(map(type, EXAMPLES))
@@ -254,7 +259,7 @@ def test_a_large_payload_is_never_copied_and_a_small_one_becomes_bytes():
     assert type(decoded.columns.payloads[1]) is bytes
 
 
-@pytest.mark.parametrize("name", ["Submit", "Tasks", "Results", "Reply"])
+@pytest.mark.parametrize("name", sorted(WITH_PAYLOADS))
 def test_every_message_with_payloads_carries_large_ones_in_frames(name):
     large = {"payloads": [b"1" * LARGE, b"2" * LARGE]}
     in_columns = name in {"Submit", "Tasks"}
@@ -294,7 +299,7 @@ def test_a_payload_that_is_neither_bytes_nor_an_index_is_refused(wrong):
     refused([header, b"a"], "payloads: each must be bytes or the index")
 
 
-@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in {"Submit", "Tasks", "Results", "Reply"}])
+@pytest.mark.parametrize("name", [name for name in BY_NAME if name not in WITH_PAYLOADS])
 def test_payload_frames_of_a_message_that_carries_none_are_refused(name):
     refused([*encode(BY_NAME[name]), b"what is this"], f"frames: {name} carries no payloads")
 
@@ -391,7 +396,7 @@ def test_of_another_version_only_hello_and_refuse_are_understood(name, version):
         refused(frames, f"version: {version} is not spoken here, 1 is")
 
 
-@pytest.mark.parametrize("number", [0, 11, 12, 16, 20, 255])
+@pytest.mark.parametrize("number", [0, 12, 16, 20, 255])
 def test_a_type_that_is_reserved_or_unknown_is_refused(number):
     refused([bytes([*b"ZM\1", number, 0x90])], f"type: {number} is not spoken in this version")
 
@@ -480,7 +485,7 @@ def test_no_field_of_any_message_takes(name, field, wrong):
 NUMBERS_64 = [
     "Hello.epoch", "Welcome.epoch", "Welcome.session", "Submit.handled", "Tasks.lease", "Results.epoch",
     "Results.lease", "Reply.number", "Cancel.handled", "Heartbeat.epoch", "Heartbeat.handled", "Exited.lease",
-    "Kill.lease",
+    "Kill.lease", "Chunk.epoch", "Chunk.lease",
 ]  # fmt: skip
 NUMBERS_63 = [
     "Hello.connection", "Hello.pid", "Hello.worker_id", "Hello.max_batch_size", "Hello.concurrency", "Welcome.version",
@@ -531,17 +536,20 @@ def test_an_id_of_a_peer_that_is_not_16_bytes_is_refused(path, wrong):
     refused(put(BY_NAME[name], field, [wrong] if field == "peers" else wrong), f"{field}: must be 16 bytes")
 
 
-@pytest.mark.parametrize("path", ["Hello.role", "Refuse.code", "Credit.state", "Exited.phase"])
+@pytest.mark.parametrize("path", ["Hello.role", "Refuse.code", "Credit.state", "Exited.phase", "Chunk.kind"])
 @pytest.mark.parametrize("wrong", [-1, 99, True, 1.0, None, "READY", []])
 def test_a_word_that_is_not_known_is_refused(path, wrong):
     name, _, field = path.partition(".")
-    refused(put(BY_NAME[name], field, wrong), f"{field}: must be one of [")
+    said = refused(put(BY_NAME[name], field, wrong), "")
+    assert said.startswith(f"{field}: must be one of [") or f"{field} list of length 0" in said
 
 
 def test_words_come_back_as_members_of_their_enumeration():
     _, hello = decode(encode(BY_NAME["Hello"]), LIMITS)
     _, beat = decode(encode(BY_NAME["Heartbeat"]), LIMITS)
+    _, chunk = decode(encode(BY_NAME["Chunk"]), LIMITS)
     assert type(hello.role) is say.Role
+    assert type(chunk.kind) is say.ChunkKind
     assert type(beat.workers[0].phase) is say.Phase
 
 
@@ -563,16 +571,26 @@ def test_a_list_of_leases_or_ids_that_holds_anything_else_is_refused(path, wrong
 
 # Inline first tries take the quick way through the decoder, other tasks the long one.
 QUICK = an("Tasks", columns=dataclasses.replace(COLUMNS, attempts=[0, 0], kinds=[0, 0]))
-IN_COLUMNS = {"Tasks": an("Tasks"), "Quick": QUICK, "Results": an("Results"), "Reply": an("Reply")}
+IN_COLUMNS = {
+    "Tasks": an("Tasks"),
+    "Quick": QUICK,
+    "Results": an("Results"),
+    "Reply": an("Reply"),
+    "Chunk": an("Chunk"),
+}
 PATHS = [
     *(f"Tasks.columns.{name}" for name in FIELDS_OF_COLUMNS),
     *(f"Quick.columns.{name}" for name in FIELDS_OF_COLUMNS),
-    *(f"Results.{name}" for name in ["rows", "statuses", "kinds", "payloads", "ids"]),
+    *(f"Results.{name}" for name in ["rows", "statuses", "kinds", "payloads", "ids", "chunks"]),
     *(f"Reply.{name}" for name in ["ids", "statuses", "kinds", "payloads", "attempts", "queue_us", "compute_us"]),
+    *(f"Reply.{name}" for name in ["leases", "chunks"]),
+    *(f"Chunk.{name}" for name in ["ids", "seqs", "payloads"]),
 ]
 OF_NUMBERS = [path for path in PATHS if path.rpartition(".")[2] not in {"payloads", "contexts"}]
-OF_63_BITS = [path for path in OF_NUMBERS if path.endswith(("rows", "_ms", "_us", "attempts"))]
-OF_IDS = ["Tasks.columns.ids", "Quick.columns.ids", "Results.rows", "Results.ids", "Reply.ids"]
+OF_63_BITS = [
+    path for path in OF_NUMBERS if path.endswith(("rows", "_ms", "_us", "attempts", "leases", "chunks", "seqs"))
+]
+OF_IDS = ["Tasks.columns.ids", "Quick.columns.ids", "Results.rows", "Results.ids", "Reply.ids", "Chunk.ids"]
 
 
 def put_column(path: str, change: Any) -> list[Any]:
@@ -622,7 +640,7 @@ def test_ids_and_rows_that_are_not_different_are_refused(path):
     refused(put_column(path, lambda c: [c[0], c[0]]), f"{path.partition('.')[2]}: must be different numbers")
 
 
-@pytest.mark.parametrize("path", ["Tasks.columns.ids", "Quick.columns.ids", "Results.ids", "Reply.ids"])
+@pytest.mark.parametrize("path", ["Tasks.columns.ids", "Quick.columns.ids", "Results.ids", "Reply.ids", "Chunk.ids"])
 def test_ids_have_64_bits(path):
     assert decode(put_column(path, lambda c: [2**64 - 1, 0]), LIMITS)
 
@@ -649,6 +667,22 @@ def test_columns_of_no_rows_are_columns():
     assert decode(encode(tasks()), LIMITS) == (0, tasks())
     submit = say.Submit("/inference", tasks().columns, all=True)
     assert decode(encode(submit), LIMITS) == (0, submit)
+
+
+@pytest.mark.parametrize(
+    ("message", "left_out"),
+    [(an("Results"), ["ids", "chunks", "metrics"]), (an("Reply"), ["leases", "chunks"])],
+    ids=["Results", "Reply"],
+)
+def test_what_is_nil_at_the_end_is_left_out(message, left_out):
+    names = [field.name for field in dataclasses.fields(message)]
+    for count in range(len(left_out) + 1):
+        short = dataclasses.replace(message, **dict.fromkeys(left_out[count:]))
+        assert len(body_of(short)) == 1 + names.index(left_out[0]) + count
+        assert decode(encode(short), LIMITS) == (0, short)
+    first_only = dataclasses.replace(message, **{left_out[0]: None})
+    assert body_of(first_only)[1 + names.index(left_out[0])] is None, "in the middle it stays"
+    assert decode(encode(first_only), LIMITS) == (0, first_only)
 
 
 def test_retries_references_and_rows_without_context_pass_too():

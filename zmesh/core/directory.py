@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from zmesh.config import Limits, Plan
 from zmesh.core.difference import difference
 from zmesh.core.effects import DispatcherEffect, Report, Send
-from zmesh.core.events import Address, BatchFinished, PeerGreeted, PeerUnreachable, SendFailed
+from zmesh.core.events import Address, BatchFinished, ChunkArrived, PeerGreeted, PeerUnreachable, SendFailed
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.workers import Worker
 from zmesh.messages import (
@@ -78,8 +78,8 @@ class Directory:
             self._refuse(event.address, RefuseCode.UNKNOWN_PEER, "your connection was lost; say HELLO again")
         return peer
 
-    def author(self, event: BatchFinished, now: float) -> Worker | None:
-        """The worker whose results these are, its session open or closed."""
+    def author(self, event: BatchFinished | ChunkArrived, now: float) -> Worker | None:
+        """The worker who said this of a batch, its session open or closed."""
         closed = self._closed.get(event.session)
         if closed is not None and closed.address == event.address:
             if closed.exit is None:

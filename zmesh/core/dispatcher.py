@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from zmesh.config import Limits, Plan
-from zmesh.core import events, intake, orders, outcomes, presence, silence
+from zmesh.core import events, intake, orders, outcomes, presence, silence, streams
 from zmesh.core.effects import DispatcherEffect
 from zmesh.core.events import DispatcherEvent
 from zmesh.core.mesh import Mesh
@@ -28,6 +28,7 @@ __all__ = ["Dispatcher"]
 
 HANDLERS: Mapping[type, Callable[..., None]] = {
     events.BatchFinished: outcomes.on_batch_finished,
+    events.ChunkArrived: streams.on_chunk_arrived,
     events.TasksSubmitted: intake.on_tasks_submitted,
     events.TasksCancelled: intake.on_tasks_cancelled,
     events.CreditGranted: presence.on_credit_granted,

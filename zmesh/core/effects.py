@@ -1,7 +1,7 @@
 """What must be done, in the imperative. Perform effects in the order given; a failure comes back as an event.
 
 The Dispatcher asks for `Send`, `Forget` and `Report`; a Link and a Session for `Transmit`, `Reconnect`, `Leave` and
-`Report`, a Link also for `Answer`, a Session also for `Run`.
+`Report`, a Link also for `Deliver` and `Answer`, a Session also for `Run`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from zmesh.core.events import Address
 from zmesh.messages import Columns, LeaseId, Message, Payload, SessionId, value
 
 if TYPE_CHECKING:
-    from zmesh.core.link import Request
+    from zmesh.core.requests import Request
 
 __all__ = [
     "Answer",
+    "Deliver",
     "DispatcherEffect",
     "Forget",
     "Leave",
@@ -77,6 +78,14 @@ class Leave:
 
 
 @value
+class Deliver:
+    """Events for the clients of streams, in order: `payloads[i]` belongs to `requests[i]`."""
+
+    requests: list[Request]
+    payloads: list[Payload]
+
+
+@value
 class Answer:
     """Terminal outcomes: row `i` of every list belongs to `requests[i]`."""
 
@@ -96,5 +105,5 @@ class Run:
 
 
 DispatcherEffect: TypeAlias = Send | Forget | Report
-LinkEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Answer
+LinkEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Deliver | Answer
 SessionEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Run

@@ -7,12 +7,15 @@ A stage that may run a task only once answers 500 for what it was running, since
 
 A batch that takes longer than its stage allows ends with an alarm in its process, or with the process. Any of its rows
 may be the reason: each of them that has time left is run again, alone, and one that was alone is answered 408.
+
+A row that has streamed is never run again, whatever happened: see `streams`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zmesh.core.streams import break_off, has_streamed
 from zmesh.core.tasks import Step, Task, TaskState
 from zmesh.core.workers import Presence
 from zmesh.messages import Phase, Status
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["charged_rows", "end_lease", "hedge_lease", "set_apart", "unmake_lease"]
 
+BROKEN_STREAM = b"its worker was lost in the middle of the stream"
 KILLED, TERMINATED = -9, -15  # by signal; `import signal` is not for a module that only decides
 
 
@@ -51,6 +55,9 @@ def end_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     back: list[Task] = []
     if blamed or overran:
         stage.counts.deaths += 1
+    if lease.streamed:
+        status, text = (Status.TIMEOUT, _too_long(stage)) if overran else (Status.INTERNAL, BROKEN_STREAM)
+        break_off(mesh, stage, lease, status, text)
     for row, task in _open_rows(lease):
         if overran:
             _overrun(mesh, stage, task)
@@ -66,13 +73,14 @@ def end_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
 
 def unmake_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """The batch never arrived; what its worker was granted for it is the caller's to give back."""
+    break_off(mesh, stage, lease, Status.INTERNAL, BROKEN_STREAM)
     _return(mesh, stage, [task for _, task in _open_rows(lease) if _may_return(mesh, stage, task)])
     _retire(mesh, stage, lease)
 
 
 def hedge_lease(mesh: Mesh, stage: StageRecord, lease: Lease) -> None:
     """The batch takes far too long: its rows are run elsewhere as well, once, and the first success counts."""
-    rows = [task for _, task in _open_rows(lease) if not task.hedged]
+    rows = [task for _, task in _open_rows(lease) if not task.hedged and not has_streamed(task)]
     for task in rows:
         task.hedged = True
     _return(mesh, stage, rows)
@@ -86,6 +94,8 @@ def set_apart(mesh: Mesh, stage: StageRecord, task: Task) -> bool:
     assert task.lease is not None, "only what a worker has can take too long"
     plan = stage.plan
     if not plan.timeout_seconds or len(task.lease.tasks) == 1 or not plan.retry or task.deadline <= mesh.now:
+        return False
+    if has_streamed(task):
         return False
     _suspect(stage, task, group_max=1)
     return True
@@ -101,8 +111,11 @@ def _overrun(mesh: Mesh, stage: StageRecord, task: Task) -> None:
     task.deaths += 1
     if not set_apart(mesh, stage, task):
         stage.counts.tasks_error += 1
-        text = f"request timeout: the stage took longer than {stage.plan.timeout_seconds:g} s"
-        mesh.close(task, Step.FAIL, int(Status.TIMEOUT), text.encode())
+        mesh.close(task, Step.FAIL, int(Status.TIMEOUT), _too_long(stage))
+
+
+def _too_long(stage: StageRecord) -> bytes:
+    return f"request timeout: the stage took longer than {stage.plan.timeout_seconds:g} s".encode()
 
 
 def _may_have_run(lease: Lease) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from zmesh.messages import (
     Cancel,
+    Chunk,
     Credit,
     Drain,
     Exited,
@@ -28,11 +29,12 @@ from zmesh.messages import (
 )
 
 if TYPE_CHECKING:
-    from zmesh.core.link import Request
+    from zmesh.core.requests import Request
 
 __all__ = [
     "Address",
     "BatchFinished",
+    "ChunkArrived",
     "ConnectionLost",
     "CreditGranted",
     "DispatcherEvent",
@@ -49,6 +51,7 @@ __all__ = [
     "RequestsAbandoned",
     "RequestsAccepted",
     "RowsFinished",
+    "RowsStreamed",
     "SendFailed",
     "SessionEvent",
     "Stalled",
@@ -91,6 +94,15 @@ class BatchFinished:
     address: Address
     session: SessionId
     message: Results
+
+
+@value
+class ChunkArrived:
+    """Some rows of a lease have something to say before their result."""
+
+    address: Address
+    session: SessionId
+    message: Chunk
 
 
 @value
@@ -228,11 +240,20 @@ class RowsFinished:
     compute_us: int
 
 
+@value
+class RowsStreamed:
+    """To a Session: rows of the running lease, each at most once, have an event for their clients."""
+
+    rows: list[int]
+    payloads: list[Payload]
+
+
 DispatcherEvent: TypeAlias = (
     PeerGreeted
     | CreditGranted
     | TasksSubmitted
     | BatchFinished
+    | ChunkArrived
     | TasksCancelled
     | PeerBeat
     | WorkerExited
@@ -248,4 +269,4 @@ DispatcherEvent: TypeAlias = (
     | Tick
 )
 LinkEvent: TypeAlias = Started | Heard | RequestsAccepted | RequestsAbandoned | LinkLost | Tick
-SessionEvent: TypeAlias = Started | Heard | RowsFinished | DrainAsked | LinkLost | Tick
+SessionEvent: TypeAlias = Started | Heard | RowsFinished | RowsStreamed | DrainAsked | LinkLost | Tick

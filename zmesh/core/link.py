@@ -13,6 +13,7 @@ The same Link serves a broker behind a socket and one in the same process.
 * A new session in the same epoch submits everything again as well: what was on its way when the connection broke is
   lost, and SUBMIT is idempotent by task id.
 * AGAIN gives a request back: no broker holds it until it is submitted again.
+* A request of which events were heard is never submitted again: it ends in an error when the session does.
 * The broker keeps its answers until it hears the number of the last REPLY that was handled. Whatever is said carries
   it; when many bytes are kept for that alone, it is said at once.
 * Deadlines are not in a heap. `_earliest` is a lower bound of all of them; once it is reached, the table is scanned.
@@ -21,7 +22,7 @@ The same Link serves a broker behind a socket and one in the same process.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from math import inf
 from random import Random
@@ -34,39 +35,21 @@ from zmesh.core.effects import Answer, LinkEffect, Report, Transmit
 from zmesh.core.events import Heard, LinkEvent, LinkLost, RequestsAbandoned, RequestsAccepted, Started
 from zmesh.core.parts import lists
 from zmesh.core.replies import reply_bytes
-from zmesh.messages import Columns, Context, Message, Payload, PeerId, SessionId, State, Status, TaskId
+from zmesh.core.requests import Request, again_seconds, columns_of
+from zmesh.core.sequences import LOST_EVENTS, Sequences
+from zmesh.messages import Context, Message, Payload, PeerId, SessionId, State, Status, TaskId
 
 __all__ = ["Link", "Request"]
 
 LOSSES_MAX = 3  # unplanned losses of its broker that a request lives through; the next one ends it
 HALVES_FROM = 2  # with so many losses behind it, a request is submitted in one of two halves
 HALVES_SECONDS = 0.1  # between the halves
-AGAIN_MS = 100  # until an AGAIN that names no time is submitted again
-AGAIN_MS_MAX = 60_000
 SCAN_SECONDS = 0.05  # the least time between two scans for deadlines, so the most a TIMEOUT is late
 REJOIN_SECONDS = 0.1  # the most until a lost connection is made anew; drawn, so that gateways spread
 COUNTER_MASK = 0xFFFF_FFFF
+BROKEN_STREAM = b"the broker was lost in the middle of the stream"
 
 AGAIN = int(Status.AGAIN)  # comparing plain numbers is several times faster than comparing members of an enum
-INLINE = int(messages.Kind.INLINE)
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One HTTP request in the mesh; the only thing that is allocated per request.
-
-    `deadline` is in seconds on the clock of `now`. `ticket` is the gateway's: by it, it finds who waits.
-    """
-
-    id: TaskId
-    route: str
-    payload: Payload
-    context: Context | None
-    deadline: float
-    ticket: object
-    submissions: int = 0
-    sent_epoch: int = 0  # of the broker that holds it; 0 when none does
-    losses: int = 0  # brokers that died holding it
 
 
 class Link:
@@ -104,6 +87,7 @@ class Link:
         self._later: list[tuple[float, TaskId]] = []  # a heap: when to submit what no broker holds
         self._earliest = inf
         self._scan_at = -inf
+        self._sequences = Sequences()
         self.late = 0  # answers for what was answered or abandoned before
 
         # Facts of the turn, handed out at its end.
@@ -186,12 +170,12 @@ class Link:
     def _abandon(self, event: RequestsAbandoned) -> None:
         for id in event.ids:
             if (request := self._table.pop(id, None)) is not None:
+                self._sequences.forget(id)
                 self._cancel(request, event.reason)
 
     def _expire(self, now: float) -> None:
-        for request in [request for request in self._table.values() if request.deadline <= now]:
-            self._settle(request, Status.TIMEOUT, b"no answer before the deadline")
-            self._cancel(request, "deadline")
+        late = [request for request in self._table.values() if request.deadline <= now]
+        self._end(late, Status.TIMEOUT, b"no answer before the deadline", "deadline")
         self._earliest = min((request.deadline for request in self._table.values()), default=inf)
         self._scan_at = now + SCAN_SECONDS
 
@@ -203,9 +187,16 @@ class Link:
     def _settle(self, request: Request, status: Status, text: bytes) -> None:
         """Answer a request from here."""
         del self._table[request.id]
+        self._sequences.forget(request.id)
         self._answer.requests.append(request)
         self._answer.statuses.append(int(status))
         self._answer.payloads.append(text)
+
+    def _end(self, requests: list[Request], status: Status, text: bytes, reason: str) -> None:
+        """Answer them from here, and let the broker know."""
+        for request in requests:
+            self._settle(request, status, text)
+            self._cancel(request, reason)
 
     def _hear(self, event: Heard, now: float) -> None:
         self._contact.heard_at = now
@@ -215,6 +206,10 @@ class Link:
                 if event.session == self._contact.session:  # another session's number would acknowledge the unseen
                     self._handled = max(self._handled, reply.number)
                     self._unacknowledged += reply_bytes(reply.payloads)
+            case messages.Chunk() as chunk:
+                if event.session == self._contact.session:  # of an earlier one nothing is expected any more
+                    broken = self._sequences.hear(chunk, self._table)
+                    self._end(broken, Status.INTERNAL, LOST_EVENTS, "its stream is broken")
             case messages.Welcome() as welcome:
                 self._join(welcome, now)
             case messages.Refuse() as refuse:
@@ -226,6 +221,8 @@ class Link:
                 pass  # a sign of life
 
     def _take_answers(self, reply: messages.Reply, now: float) -> None:
+        if self._sequences.begun or reply.chunks is not None:
+            reply = self._sequences.checked(reply)
         table, answer = self._table, self._answer
         requests = [request for id in reply.ids if (request := table.get(id)) is not None]
         if len(requests) == len(reply.ids) and AGAIN not in reply.statuses:  # nearly always: whole columns at once
@@ -241,7 +238,7 @@ class Link:
                 self.late += 1
             elif status == AGAIN:
                 request.sent_epoch = 0
-                heappush(self._later, (now + _again_seconds(payload), id))
+                heappush(self._later, (now + again_seconds(payload), id))
             else:
                 del table[id]
                 answer.requests.append(request)
@@ -252,6 +249,7 @@ class Link:
         epoch_before = self._contact.epoch
         if not self._contact.join(welcome, now):
             return
+        self._end_streams()
         self._handled = self._unacknowledged = 0
         self._once = frozenset(welcome.once_routes)
         self._rejoined = True
@@ -275,8 +273,14 @@ class Link:
 
     def _lose(self) -> None:
         """Soon after a session; after a HELLO without an answer there is nobody to hurry for."""
+        self._end_streams()
         longest = REJOIN_SECONDS if self._contact.joined else self._contact.heartbeat_seconds
         self._effects += self._contact.lose(self._random.uniform(longest / 2, longest))
+
+    def _end_streams(self) -> None:
+        """With the session, events may be lost."""
+        begun = [self._table[id] for id in self._sequences.take_all()]
+        self._end(begun, Status.INTERNAL, BROKEN_STREAM, "its stream is broken")
 
     def _report(self, level: str, text: str) -> None:
         self._effects.append(Report(level, text))
@@ -288,7 +292,8 @@ class Link:
             if self._accepted or self._later or self._rejoined:
                 said += self._submits(now)
             if self._cancels:
-                said += self._cancellations()
+                said += _cancellations(self._cancels, self._handled, contact.rows_max)
+                self._cancels = {}
             if not said and (now >= contact.speak_at or self._unacknowledged > self._acknowledge_bytes):
                 said.append(messages.Heartbeat(contact.epoch, self._handled, []))
         elif contact.state is ContactState.GREETING and now >= contact.speak_at:
@@ -299,6 +304,8 @@ class Link:
             contact.spoke(now)
             self._unacknowledged = 0
             effects += [Transmit(contact.session, message) for message in said]
+        if self._sequences.due.requests:
+            effects.append(self._sequences.take_due())
         if self._answer.requests:
             effects.append(self._answer)
             self._answer = Answer([], [], [])
@@ -318,8 +325,9 @@ class Link:
             if (group := groups.get(request.route)) is None:
                 groups[request.route] = group = []
             group.append(request)
+        epoch, handled = self._contact.epoch, self._handled
         said = [
-            self._submit(route, rows[part], is_again, now)
+            messages.Submit(route, columns_of(rows[part], self._states[route], epoch, now), is_again, False, handled)
             for groups, is_again in ((again, True), (fresh, False))
             for route, rows in groups.items()
             for part in self._contact.parts([row.payload for row in rows])
@@ -344,37 +352,6 @@ class Link:
                 due.append(request)
         return due
 
-    def _submit(self, route: str, rows: list[Request], is_again: bool, now: float) -> messages.Submit:
-        columns = _columns(rows, self._states[route], self._contact.epoch, now)
-        return messages.Submit(route, columns, is_again, False, self._handled)
 
-    def _cancellations(self) -> list[messages.Cancel]:
-        cancels, self._cancels = self._cancels, {}
-        return [
-            messages.Cancel(part, reason, self._handled)
-            for reason, ids in cancels.items()
-            for part in lists(ids, self._contact.rows_max)
-        ]
-
-
-def _columns(rows: list[Request], state: int, epoch: int, now: float) -> Columns:
-    """These rows side by side, from now on with the broker of this epoch."""
-    for row in rows:
-        row.sent_epoch = epoch
-        row.submissions += 1
-    contexts = [row.context for row in rows]
-    return Columns(
-        ids=[row.id for row in rows],
-        states=[state] * len(rows),
-        remaining_ms=[ms if (ms := int((row.deadline - now) * 1000)) > 0 else 1 for row in rows],
-        attempts=[0] * len(rows),
-        kinds=[INLINE] * len(rows),
-        payloads=[row.payload for row in rows],
-        contexts=contexts if any(contexts) else None,
-    )
-
-
-def _again_seconds(payload: Payload) -> float:
-    """How long to wait, as the broker said it: milliseconds in decimal."""
-    text = bytes(payload[:9])
-    return min(max(int(text) if text.isdigit() else AGAIN_MS, 1), AGAIN_MS_MAX) / 1000
+def _cancellations(cancels: dict[str, list[TaskId]], handled: int, rows_max: int) -> list[messages.Cancel]:
+    return [messages.Cancel(part, reason, handled) for reason, ids in cancels.items() for part in lists(ids, rows_max)]

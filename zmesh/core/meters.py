@@ -2,7 +2,7 @@
 
 A report of a worker has absolute values of its process. What they are above those of its last report is added to a
 total, so a total goes on when a process ends, and counts nothing twice when one comes back in a new session. Reports
-are numbered: one that is read after a later one says nothing new. The form is in docs/protocol.md §5.19.
+are numbered: one that is read after a later one says nothing new. The form is in docs/protocol.md §5.20.
 
 What one worker may have is bounded by `zmesh.metrics`; here the bounds are those of all, and hold against any peer.
 """

@@ -1,7 +1,8 @@
 """What workers say of their batches: rows succeed and move on, or fail; a lease whose every row has a status is over.
 
 A result belongs to (lease, row). A success counts as long as its task is not done and still at that stage, whoever
-brings it; the task's other lease row is then void. An error counts only from the lease that holds the task now.
+brings it; the task's other lease row is then void. An error counts only from the lease that holds the task now, and so
+does everything about a stream.
 
 Lease numbers mean nothing in another epoch. Results of an earlier one bring the ids of their tasks: what the gateways
 have submitted again by then, and only successes, counts as a late success does.
@@ -13,6 +14,7 @@ from zmesh.core import endings
 from zmesh.core.events import BatchFinished
 from zmesh.core.mesh import Mesh
 from zmesh.core.stages import StageRecord
+from zmesh.core.streams import counted, has_streamed
 from zmesh.core.tasks import Step, Task, TaskState
 from zmesh.core.workers import Lease, Presence, Worker
 from zmesh.messages import Ack, LeaseId, Payload, Results, Status
@@ -64,6 +66,8 @@ def _acknowledge(mesh: Mesh, worker: Worker, lease: LeaseId) -> None:
 def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -> None:
     """Give each row its status, move successes on, and let the stage learn from the batch."""
     onward: dict[int, list[Task]] = {}
+    if results.chunks is not None:
+        results = counted(results, lease)
     is_plain = _is_plain(lease, results)
     taken, good = (_succeed_together if is_plain else _take_each)(mesh, stage, lease, results, onward)
     lease.left -= taken
@@ -128,7 +132,7 @@ def _take_each(
         lease.answered[row] = 1
         taken += 1
         task = lease.tasks[row]
-        if not _is_at(task, stage) or (status != OK and task.lease is not lease):
+        if not _is_at(task, stage) or (task.lease is not lease and (status != OK or has_streamed(task))):
             mesh.late += 1
             continue
         task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
@@ -147,10 +151,12 @@ def _take_each(
 def _take_former(mesh: Mesh, stage: StageRecord, results: Results) -> None:
     """Results of another epoch, by the ids of their tasks; the lease that has such a task now is void for its row."""
     onward: dict[int, list[Task]] = {}
+    if results.chunks is not None:
+        results = counted(results)
     ids, good = results.ids or [], 0
     for id, status, kind, payload in zip(ids, results.statuses, results.kinds, results.payloads, strict=False):
         task = mesh.tasks.get(id)
-        if status == OK and task is not None and _is_at(task, stage):
+        if status == OK and task is not None and _is_at(task, stage) and not has_streamed(task):
             good += 1
             task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
             _succeed(mesh, task, payload, kind, onward)

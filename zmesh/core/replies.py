@@ -14,7 +14,7 @@ from typing import Any
 from zmesh.config import Limits
 from zmesh.core.parts import parts
 from zmesh.core.tasks import Task
-from zmesh.messages import Kind, Payload, Reply, Status, TaskId
+from zmesh.messages import Kind, LeaseId, Payload, Reply, Status, TaskId
 
 __all__ = ["ROW_BYTES", "Kept", "KeptReplies", "Outcomes", "reply_bytes"]
 
@@ -30,7 +30,7 @@ def reply_bytes(payloads: list[Payload]) -> int:
 class Outcomes:
     """Outcomes of one turn, column by column; `deadline` is the latest of their tasks'."""
 
-    __slots__ = ("attempts", "compute_us", "deadline", "ids", "kinds", "payloads", "queue_us", "statuses")
+    __slots__ = ("attempts", "compute_us", "deadline", "ids", "kinds", "payloads", "queue_us", "statuses", "streams")
 
     def __init__(self) -> None:
         self.ids: list[TaskId] = []
@@ -41,6 +41,13 @@ class Outcomes:
         self.queue_us: list[int] = []
         self.compute_us: list[int] = []
         self.deadline = 0.0
+        self.streams: dict[TaskId, tuple[LeaseId, int]] | None = None
+
+    def note_stream(self, task: TaskId, lease: LeaseId, count: int) -> None:
+        """Beside its outcome, so many events came from this lease."""
+        if self.streams is None:
+            self.streams = {}
+        self.streams[task] = lease, count
 
     def add(self, task: Task, status: int, payload: Payload, kind: int) -> None:
         self.ids.append(task.id)
@@ -86,6 +93,9 @@ class Outcomes:
             self.queue_us,
             self.compute_us,
         )
+        if self.streams is not None:
+            streams = [self.streams.get(id, (0, 0)) for id in self.ids]
+            columns += ([lease for lease, _ in streams], [count for _, count in streams])
         cuts = parts(self.payloads, limits.message_rows_max, limits.message_inline_bytes_max)
         if len(cuts) == 1:  # nearly always
             return [Reply(number + 1, *columns)]

@@ -22,11 +22,13 @@ starts only while there is a session, so that no HELLO waits behind a long batch
 A new epoch means that the broker's memory is gone and that the gateways submit their tasks again. Waiting leases are
 then dropped. What runs goes on, since it is paid for; its RESULTS, and those kept, go to the new broker with their
 task ids, by which it can match them. They go once and are not kept: refused or lost, they cost time but no task.
+
+Events of a stream go out at once or are lost; each row's are numbered, and its RESULTS say how many there were.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TypeAlias
 
@@ -35,7 +37,7 @@ from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState, Step
 from zmesh.core.difference import shape_for_hello
 from zmesh.core.effects import Leave, Report, Run, SessionEffect, Transmit
-from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, SessionEvent, Started
+from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, RowsStreamed, SessionEvent, Started
 from zmesh.messages import Columns, Hello, LeaseId, Message, Payload, PeerId, RefuseCode, Results, SessionId, TaskId
 
 __all__ = ["Session"]
@@ -55,6 +57,7 @@ class _Lease:
     deadlines: list[float]
     unfinished: set[int]
     cancelled: set[int]
+    said: dict[int, int] = field(default_factory=dict)  # how many events, by row
 
 
 _Kept: TypeAlias = tuple[Results, list[TaskId]]  # RESULTS to say again, and the task ids of all rows of its lease
@@ -131,6 +134,8 @@ class Session:
                     self._hear(event, now)
                 case RowsFinished():
                     self._finish(event, now)
+                case RowsStreamed():
+                    self._stream(event)
                 case DrainAsked():
                     self._drain(event.message, now)
                 case Started():
@@ -204,14 +209,29 @@ class Session:
         assert event.rows and lease.unfinished.issuperset(event.rows), "rows that are not there, or finished before"
         lease.unfinished.difference_update(event.rows)
         statuses, kinds, payloads = self._fitting(event)
+        chunks = [lease.said.get(row, 0) for row in event.rows] if lease.said else None
         for part in self._contact.parts(payloads):
             rows = event.rows[part], statuses[part], kinds[part], payloads[part]
-            compute_us = 0 if part.start else event.compute_us
-            self._keep(Results(lease.epoch, lease.id, *rows, compute_us), lease.columns.ids)
+            compute_us, counts = 0 if part.start else event.compute_us, chunks and chunks[part]
+            self._keep(Results(lease.epoch, lease.id, *rows, compute_us, None, counts), lease.columns.ids)
         if not lease.unfinished:
             self._running = None
             self._contact.heard_at = now  # nobody listened until now
             self._owes_credit |= lease.session != self._contact.session
+
+    def _stream(self, event: RowsStreamed) -> None:
+        """Whoever is not joined, or was by another broker, has nobody to say it to: then the count alone goes on."""
+        lease = self._running
+        assert lease is not None and lease.unfinished.issuperset(event.rows), "events of rows that do not run"
+        assert len(set(event.rows)) == len(event.rows), "one event of a row at a time"
+        numbers = [lease.said.get(row, 0) for row in event.rows]
+        lease.said.update(zip(event.rows, [number + 1 for number in numbers], strict=True))
+        if not self._contact.joined or lease.epoch != self._contact.epoch:
+            return
+        ids = [lease.columns.ids[row] for row in event.rows]
+        for part in self._contact.parts(event.payloads):
+            chunk = messages.Chunk(lease.epoch, lease.id, ids[part], numbers[part], event.payloads[part])
+            self._effects.append(Transmit(self._contact.session, chunk))
 
     def _fitting(self, event: RowsFinished) -> tuple[list[int], list[int], list[Payload]]:
         """A frame above the limit would cut the link, again and again; such a row is an error instead."""

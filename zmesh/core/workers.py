@@ -19,7 +19,7 @@ from zmesh.core.events import Address
 from zmesh.core.peers import Peer
 from zmesh.core.tallies import Tally
 from zmesh.core.tasks import Task, TaskState
-from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId
+from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId, TaskId
 
 __all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
 
@@ -91,6 +91,7 @@ class Lease:
         "killed_at",
         "left",
         "started",
+        "streamed",
         "stuck_since",
         "succeeded",
         "suspect",
@@ -109,6 +110,7 @@ class Lease:
         self.succeeded = False  # some row did
         self.is_interrupted = False  # its worker's agent was told to
         self.killed_at: float | None = None  # when its worker's agent was last told to, because it takes too long
+        self.streamed: set[TaskId] | None = None  # of its tasks, those whose clients were told something
         self.stuck_since: float | None = None  # nobody wants it, and it runs for far too long
 
     def start(self, now: float) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MsgpackMixin"]
 
+IPC_MIXINS: tuple[str, ...] = ()
+"""Those that carry what one stage hands on past the broker. A warning about large batches names them."""
+
 _HOMES = {"MsgpackMixin": "zmesh.mixins.msgpack_codec"}
 
 

@@ -10,11 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from zmesh.config import Limits
 from zmesh.core.contact import STEPS, Contact, ContactState, Step
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
-from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, Started, Tick
+from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, RowsStreamed, Started, Tick
 from zmesh.core.session import KEPT_LEASES_MAX, Session
 from zmesh.messages import (
     Ack,
     Cancel,
+    Chunk,
     Columns,
     Credit,
     Drain,
@@ -701,3 +702,78 @@ class WorkerAndBroker(RuleBasedStateMachine):
 
 
 TestWorkerAndBroker = WorkerAndBroker.TestCase
+
+
+# ── streams ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chunks(effects: list[SessionEffect]) -> list[Chunk]:
+    return [one.message for one in effects if isinstance(one, Transmit) and isinstance(one.message, Chunk)]
+
+
+def results_in(effects: list[SessionEffect]) -> list[Results]:
+    return [one.message for one in effects if isinstance(one, Transmit) and isinstance(one.message, Results)]
+
+
+def test_events_are_numbered_by_row_and_results_say_how_many_there_were():
+    session = running_session(7, rows=3)
+    both = session.handle(RowsStreamed([0, 2], [b"a", b"c"]), now=0.1)
+    assert both == [Transmit(SESSION, Chunk(EPOCH, LeaseId(7), [TaskId(700), TaskId(702)], [0, 0], [b"a", b"c"]))]
+    (chunk,) = chunks(session.handle(RowsStreamed([2], [b"d"]), now=0.2))
+    assert (chunk.ids, chunk.seqs) == ([702], [1])
+    done = session.handle(RowsFinished([2, 1, 0], [0, 0, 0], [0, 0, 0], [b"", b"", b""], 5), now=0.3)
+    assert [message.chunks for message in results_in(done)] == [[2, 0, 1]]
+
+
+def test_results_without_a_stream_say_nothing_of_it():
+    session = running_session(7)
+    (message,) = results_in(session.handle(RowsFinished([0], [0], [0], [b"out"], 5), now=0.1))
+    assert message.chunks is None
+
+
+def test_results_in_several_messages_bring_the_counts_of_their_own_rows():
+    session = running_session(7, rows=3)
+    session.handle(RowsStreamed([1], [b"a"]), now=0.1)
+    large = b"x" * 60_000
+    rows = list(range(3))
+    welcome = replace(WELCOME, message_inline_bytes_max=70_000, session=OTHER)
+    session.handle(LinkLost(), Started(), Heard(OTHER, welcome), now=0.2)
+    done = session.handle(RowsFinished(rows, [0] * 3, [0] * 3, [large] * 3, 5), now=0.3)
+    assert [(message.rows, message.chunks) for message in results_in(done)] == [([0], [0]), ([1], [1]), ([2], [0])]
+
+
+def test_events_that_are_too_long_for_one_message_are_said_in_several():
+    session = running_session(7, rows=3)
+    large = b"x" * 60_000
+    welcome = replace(WELCOME, message_inline_bytes_max=70_000, session=OTHER)
+    session.handle(LinkLost(), Started(), Heard(OTHER, welcome), now=0.2)
+    said = chunks(session.handle(RowsStreamed([0, 1, 2], [large] * 3), now=0.3))
+    assert [(chunk.ids, chunk.seqs) for chunk in said] == [([700], [0]), ([701], [0]), ([702], [0])]
+
+
+def test_events_go_on_in_a_new_session_of_the_same_broker():
+    session = running_session(7)
+    session.handle(RowsStreamed([0], [b"a"]), now=0.1)
+    rejoin(session, SAME_BROKER, now=0.2)
+    assert session.handle(RowsStreamed([0], [b"b"]), now=0.3) == [
+        Transmit(OTHER, Chunk(EPOCH, LeaseId(7), [TaskId(700)], [1], [b"b"]))
+    ]
+
+
+def test_events_that_can_be_said_to_nobody_are_counted_and_lost():
+    session = running_session(7)
+    session.handle(LinkLost(), now=0.1)
+    assert session.handle(RowsStreamed([0], [b"a"]), now=0.2) == []
+    session.handle(Started(), Heard(OTHER, NEXT_BROKER), now=0.3)
+    assert session.handle(RowsStreamed([0], [b"b"]), now=0.4) == []
+    (message,) = results_in(session.handle(RowsFinished([0], [0], [0], [b"out"], 5), now=0.5))
+    assert (message.chunks, message.ids) == ([2], [700])
+
+
+def test_events_of_what_does_not_run_are_a_mistake_of_ours():
+    for rows in ([1], [0, 0]):
+        session = running_session(7)
+        with pytest.raises(AssertionError):
+            session.handle(RowsStreamed(rows, [b"a"] * len(rows)), now=0.1)
+    with pytest.raises(AssertionError):
+        joined_session().handle(RowsStreamed([0], [b"a"]), now=0.1)

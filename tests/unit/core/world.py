@@ -28,6 +28,7 @@ from zmesh.messages import (
     PROTOCOL_VERSION,
     Ack,
     Cancel,
+    Chunk,
     Columns,
     Context,
     Credit,
@@ -193,8 +194,12 @@ class World:
             case Tasks(lease, columns, acks):
                 return f"TASKS {lease}: {_list(columns.ids)}" + (f", ACK {_list(acks)}" if acks else "")
             case Reply():
-                rows = zip(message.ids, message.statuses, message.payloads, strict=True)
-                return "REPLY " + ", ".join(f"{id} {_outcome(status, payload)}" for id, status, payload in rows)
+                chunks = message.chunks or [0] * len(message.ids)
+                rows = zip(message.ids, message.statuses, message.payloads, chunks, strict=True)
+                return "REPLY " + ", ".join(f"{id} {_outcome(*outcome)}" for id, *outcome in rows)
+            case Chunk(_, lease, ids, seqs, payloads):
+                rows = zip(ids, seqs, payloads, strict=True)
+                return f"CHUNK {lease}: " + ", ".join(f"{id}#{seq} {bytes(text).decode()!r}" for id, seq, text in rows)
             case Ack(leases, peers):
                 names = [peer.name for peer in self.everybody if peer.peer in peers]
                 return f"ACK {_list(leases)}" if leases else f"ACK the end of {_list(names)}"
@@ -217,9 +222,9 @@ def _list(items: Iterable[object]) -> str:
     return " ".join(map(str, items))
 
 
-def _outcome(status: int, payload: bytes) -> str:
+def _outcome(status: int, payload: bytes, chunks: int) -> str:
     word = "ok" if status == Status.OK else Status(status).name
-    return word + (f" {bytes(payload).decode()!r}" if payload else "")
+    return word + (f" {bytes(payload).decode()!r}" if payload else "") + (f" after {chunks} events" if chunks else "")
 
 
 class Peer:
@@ -312,6 +317,7 @@ class WorkerPeer(Peer):
         payload: bytes = b"",
         session: SessionId | None = None,
         epoch: int = 0,
+        chunks: list[int] | None = None,
     ) -> events.BatchFinished:
         """RESULTS for these rows, all of them if none is named, OK unless `statuses` says otherwise."""
         mesh = self.world.mesh
@@ -319,16 +325,39 @@ class WorkerPeer(Peer):
         named = list(rows or range(len(given.tasks) if given else 1))
         said = [int((statuses or {}).get(row, Status.OK)) for row in named]
         results = Results(
-            epoch or mesh.directory.epoch, LeaseId(lease), named, said, [0] * len(named), [payload] * len(named), 5
-        )
+            epoch or mesh.directory.epoch, LeaseId(lease), named, said, [0] * len(named), [payload] * len(named), 5,
+            None, chunks,
+        )  # fmt: skip
         return events.BatchFinished(self.address, session or self.session, results)
 
-    def finishes_of_old(self, *ids: int, status: Status = Status.OK, payload: bytes = b"") -> events.BatchFinished:
+    def streams(
+        self,
+        lease: int,
+        *ids: int,
+        seq: int = 0,
+        text: str = "x",
+        session: SessionId | None = None,
+        epoch: int = 0,
+    ) -> events.ChunkArrived:
+        """An event for each of these tasks."""
+        count = len(ids)
+        chunk = Chunk(
+            epoch or self.world.mesh.directory.epoch,
+            LeaseId(lease),
+            [TaskId(id) for id in ids],
+            [seq] * count,
+            [text.encode()] * count,
+        )
+        return events.ChunkArrived(self.address, session or self.session, chunk)
+
+    def finishes_of_old(
+        self, *ids: int, status: Status = Status.OK, payload: bytes = b"", chunks: list[int] | None = None
+    ) -> events.BatchFinished:
         """RESULTS of a lease that another epoch gave, with the ids of its tasks."""
         count = len(ids)
         results = Results(
             1, LeaseId(1), list(range(count)), [int(status)] * count, [0] * count, [payload] * count, 5,
-            [TaskId(id) for id in ids],
+            [TaskId(id) for id in ids], chunks,
         )  # fmt: skip
         return events.BatchFinished(self.address, self.session, results)
 

@@ -89,6 +89,25 @@ def env(mesh: RunningMesh) -> None:
     assert {answer["after"] for answer in answers} == {os.environ.get("DEVICE")}
 
 
+def sse(mesh: RunningMesh) -> None:
+    def events(body: bytes) -> list[tuple[str, str]]:
+        answer = mesh.post("/inference", body)
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+        found = []
+        for block in answer.body.decode().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+            found += [(fields.get("event", "message"), fields["data"])] if fields else []
+        return found
+
+    with ThreadPoolExecutor(4) as clients:
+        told = clients.map(lambda name: events(b'{"text": "%s"}' % name), [b"one", b"two", b"three", b"four"])
+        refused = clients.submit(events, b'{"bad": "req"}')
+        for name, said in zip(("one", "two", "three", "four"), told, strict=True):
+            assert said == [("message", f"{name} {step}") for step in range(5)]
+    why = "SSE inference error: 422: Unprocessable Content: request validation error: text is required"
+    assert refused.result() == [("error", why)]
+
+
 def timeouts(mesh: RunningMesh) -> None:
     def seconds(path: str, seconds: float) -> tuple[int, bytes]:
         return ask(mesh, path, b'{"seconds": %g}' % seconds)[:2]
@@ -126,7 +145,7 @@ def is_running(pid: int) -> bool:
 
 
 CHECKS: dict[str, Check] = {
-    check.__name__: check for check in (single, pipeline, batch, routes, text, env, timeouts, flags, daemon)
+    check.__name__: check for check in (single, pipeline, batch, routes, text, env, sse, timeouts, flags, daemon)
 }
 OURS = {"timeouts": ("--timeout", "1500")}
 THEIRS = {"flags": ("--scale", "2", "--fast")}

@@ -28,18 +28,20 @@ FLOORS: dict[str, list[str]] = {
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting", "board", "metrics", "sse", "conversation",
+        "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads", "turns", "emitter",
+        "connection", "heads", "turns", "emitter", "daemons",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
-        "inference", "lane", "streaming", "tryout",
+        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log",
     ],
     "3b programs": ["agent", "gateway", "draining", "overhearing", "dryrun"],
-    "4 assembly": ["server", "serving", "testing", "cog", "bench", "bench.*", "engines", "engines.*", "ui", "ui.*"],
+    "4 assembly": [
+        "server", "serving", "testing", "migration", "cog", "bench", "bench.*", "engines", "engines.*", "ui", "ui.*",
+    ],
     "5 front doors": ["cli", "__main__", "__init__"],
 }  # fmt: skip
 
@@ -58,6 +60,9 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("runner", "emitter"): "what a worker says while its batch runs",
     ("rehearsal", "emitter"): "the same in a warm-up, to nobody",
     ("inference", "streaming"): "the answer of a route that streams",
+    ("daemons", "processes"): "a daemon is watched and outlived like any process of the agent",
+    ("annotations", "worker"): "the two sides of forward",
+    ("runtime", "stage"): "mosec's name for the same",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
 }

@@ -15,7 +15,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from random import Random
 from time import monotonic
@@ -29,6 +31,7 @@ from zmesh.core.effects import Leave, Reconnect, Report, Transmit
 from zmesh.core.events import LinkLost, Started, Tick
 from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
 from zmesh.crashing import check, crash_at
+from zmesh.daemons import Daemons
 from zmesh.errors import DrainExpired, NeverReady, StartError
 from zmesh.hosting import HeavyBatches, Search, class_name, curl_data
 from zmesh.household import Departure, House, Household, household, welcome
@@ -40,7 +43,7 @@ from zmesh.processes import Child, OutOfMemoryKills, Slot, Watches, reap_orphans
 from zmesh.signals import Signals
 from zmesh.transport import Context, Poller, private_directory, raise_file_limit
 
-__all__ = ["Agent", "run"]
+__all__ = ["Agent", "obey", "run"]
 
 KILL_SECONDS = 5.0  # for killed processes to be gone; one that hangs in its driver may take for ever
 QUIET_EXIT_SECONDS = 2.0  # from a worker's word that it failed, or left, to its exit; then it is helped
@@ -84,6 +87,7 @@ class Agent:
         here, settings, limits = self._here, self._settings, self._settings.limits()
         with ExitStack() as held:
             self._signals = held.enter_context(Signals(children=os.getpid() == 1))
+            held.callback(here.daemons.end)
             fronts, front, self._directory = [], here.connect, None
             if here.has_broker:
                 directory = private_directory(settings.path)
@@ -104,6 +108,7 @@ class Agent:
             self._watches.add(self._signals.fd, self._heed_signals)
             held.callback(lambda: sys.stderr.write(self._farewell))  # when nobody else can say anything any more
             held.callback(self._end_all)
+            here.daemons.watch(self._watches, self._mourn)
             while self._exit_code is None:
                 self._turn()
         return self._exit_code
@@ -127,7 +132,7 @@ class Agent:
         if not self._was_ready:
             self._announce()
         if os.getpid() == 1:
-            reap_orphans({slot.child.pid for slot in self._slots if slot.child is not None})
+            reap_orphans({slot.child.pid for slot in self._slots if slot.child is not None} | self._here.daemons.pids)
         self._look_at_the_clock(now)
 
     def _patience(self) -> float | None:
@@ -228,13 +233,10 @@ class Agent:
         slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
         is_start = not self._was_ready and self._settings.on_start_failure == "exit" and self._departure is None
         if is_start and deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX:
-            what = f"stage {slot.stage.name}" if slot.stage else f"the {slot.role}"
-            if slot.stage and class_name(slot.stage) != slot.stage.name:
-                what += f" ({class_name(slot.stage)})"
             why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
             exit_code = NeverReady.exit_code if slot.stage else StartError.exit_code
             log.warning("%s", slot.obituary(code))
-            self._give_up(exit_code, f"{what} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
+            self._give_up(exit_code, f"{_called(slot)} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
             return
         wait = slot.start_at - now
         again = f"in {wait:.1f} s" if wait >= 0.05 else "at once"
@@ -293,19 +295,11 @@ class Agent:
             case Report(level, text):
                 logs.say(log, level, text)
             case End(kill):
-                self._obey(kill)
+                obey(kill, self._slots)
             case Retire(drain):
                 self._drain(drain.reason, drain.deadline_ms / 1000)
             case Leave(reason):
                 self._give_up(StartError.exit_code, reason)
-
-    def _obey(self, kill: Kill) -> None:
-        """Only if it still runs that lease: the order may be older than what it does now."""
-        for slot in self._slots:
-            if slot.child is not None and slot.child.runs(kill.peer, kill.lease):
-                level, how = (logging.INFO, "interrupted") if kill.interrupt else (logging.WARNING, "killed")
-                log.log(level, "%s is %s: %s", slot.name, how, kill.reason)
-                slot.child.obey(kill)
 
     # ── the beginning and the end ─────────────────────────────────────────────────────────────────────────────────
 
@@ -328,6 +322,14 @@ class Agent:
             if self._interrupts > 1:
                 self._exit_code = EXIT_INTERRUPTED
             self._drain(number.name)
+
+    def _mourn(self, obituary: str) -> None:
+        """A daemon ended, and the app does not want to be without it."""
+        self._heed_signals()  # a Ctrl-C goes to a daemon too, and then it is the reason
+        if self._departure is None:
+            self._farewell = f"zmesh: {obituary}, and the server with it\n"
+            self._drain_exit_code = StartError.exit_code
+        self._drain(obituary)
 
     def _drain(self, why: str, seconds: float = 0.0) -> None:
         """Within so many seconds, or in the time that our settings give it."""
@@ -354,11 +356,37 @@ class Agent:
             self._exit_code = DrainExpired.exit_code
 
 
-def run(verb: str, plan: Plan, settings: Settings, app: str, example: bytes | None = None) -> int:
+def _called(slot: Slot) -> str:
+    """With the name of its class, if that is another."""
+    if slot.stage is None:
+        return f"the {slot.role}"
+    name, of_class = slot.stage.name, class_name(slot.stage)
+    return f"stage {name}" if of_class == name else f"stage {name} ({of_class})"
+
+
+def obey(kill: Kill, slots: Sequence[Slot]) -> None:
+    """Only if it still runs that lease: the order may be older than what it does now."""
+    for slot in slots:
+        if slot.child is not None and slot.child.runs(kill.peer, kill.lease):
+            level, how = (logging.INFO, "interrupted") if kill.interrupt else (logging.WARNING, "killed")
+            log.log(level, "%s is %s: %s", slot.name, how, kill.reason)
+            slot.child.obey(kill)
+
+
+def run(
+    verb: str,
+    plan: Plan,
+    settings: Settings,
+    app: str,
+    example: bytes | None = None,
+    daemons: Daemons | None = None,
+) -> int:
     """Do what `verb` means on this host until it is told to stop; the exit code. Raises StartError when nothing could
     start.
 
-    `example` is a body that the first route answers, for the line that is shown to try it with.
+    `example` is a body that the first route answers, for the line that is shown to try it with. `daemons` are processes
+    that the app needs: when one ends, so do we, and the other way round.
     """
     logs.setup(settings.log_level, "agent", settings.log_format)
-    return Agent(household(verb, plan, settings), plan, settings, os.path.abspath(app), example).run()
+    here = replace(household(verb, plan, settings), daemons=daemons or Daemons())
+    return Agent(here, plan, settings, os.path.abspath(app), example).run()

@@ -66,6 +66,8 @@ def _readable(error: click.ClickException) -> str:
 def _unknown_option(name: str, command: click.Command) -> str:
     if verbs := _verbs_of(name):
         return f"{name} is an option of {' and '.join(f'zmesh {verb}' for verb in verbs)}; see zmesh --help"
+    if name == "--compression":
+        return f"there is no option {name} yet, as mosec has it; leave it out, and let a proxy in front compress"
     return f"there is no option {name};{_meant_option(name, command)} options of the file itself follow --"
 
 
@@ -235,7 +237,13 @@ def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> i
 @app_argument
 @click.pass_obj
 def check(user_args: tuple[str, ...], /, app: str | None, output: str, is_run: bool, **options: Any) -> int:
-    """Show the stages and routes of APP; start nothing, or with --run one worker of each stage for a moment."""
+    """Show the stages and routes of APP; start nothing, or with --run one worker of each stage for a moment. Of a file
+    that imports mosec, what to change in it."""
+    from zmesh import migration
+
+    if changes := migration.report(_app_path(app), output):
+        click.echo(changes)
+        return StartError.exit_code
     return _execute("check", app, user_args, {**_given(options), "dry_run": is_run}, output=output)
 
 

@@ -3,7 +3,8 @@
 Three nouns live here. `Limits` bounds every queue, message and wait of the mesh. `Plan` is what an app file declares:
 its stages and the routes through them; it crosses process borders as JSON and its fingerprint tells two apps apart.
 `Settings` is what the operator chose: one row of `OPTIONS` per flag, its variable, its default, its unit and its help,
-from which the command line, the environment and the documentation are made.
+from which the command line, the environment and the documentation are made. A variable of mosec is taken where ours is
+not set. No other module reads a flag or a variable that is a setting.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "RoutePlan",
     "Settings",
     "StagePlan",
+    "notices",
     "settings_from",
 ]
 
@@ -168,18 +170,26 @@ class Option:
     def variable(self) -> str:
         return "ZMESH_" + self.name.upper()
 
+    @property
+    def twin(self) -> str:
+        """mosec's variable of the same meaning; empty where mosec has none."""
+        name = "address" if self.name == "host" else self.name
+        return f"MOSEC_{name.upper()}" if self.name in READ_BY_MOSEC else ""
+
+    def set_by(self, environ: Mapping[str, str]) -> str:
+        """The variable that speaks for it: ours if it is set, else mosec's; empty when neither says anything."""
+        return next((name for name in (self.variable, self.twin) if environ.get(name)), "")
+
+
+READ_BY_MOSEC = frozenset(
+    {"host", "path", "capacity", "timeout", "port", "namespace", "debug", "log_level", "dry_run", "max_request_size"}
+)
 
 HTTP, WORKERS, BROKER = ("run", "gateway"), ("run", "worker"), ("run", "broker")
 OUTWARD = ("worker", "gateway")  # what joins a broker elsewhere
 
 OPTIONS: tuple[Option, ...] = (
-    Option(
-        "host",
-        "text",
-        "address to listen on; 0.0.0.0 for every interface",
-        aliases=("--address",),
-        verbs=HTTP,
-    ),
+    Option("host", "text", "address to listen on; 0.0.0.0 for every interface", aliases=("--address",), verbs=HTTP),
     Option("port", "int", "port of the HTTP gateway; 0 takes a free one", verbs=HTTP),
     Option(
         "bind",
@@ -206,26 +216,11 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("no_workers", "flag", "start no workers here", verbs=("run",)),
     Option(
-        "stage",
-        "list",
-        "start only this stage here, with N workers; repeatable",
-        metavar="NAME[:N]",
-        verbs=WORKERS,
+        "stage", "list", "start only this stage here, with N workers; repeatable", metavar="NAME[:N]", verbs=WORKERS
     ),
-    Option(
-        "capacity",
-        "int",
-        "tasks that may wait in the queue of a route's first stage",
-        unit="tasks",
-        verbs=BROKER,
-    ),
+    Option("capacity", "int", "tasks that may wait in the queue of a route's first stage", unit="tasks", verbs=BROKER),
     Option("timeout", "int", "time a request may take in all", unit="ms"),
-    Option(
-        "drain_timeout",
-        "int",
-        "time to finish accepted requests at shutdown; 0 = the request timeout",
-        unit="ms",
-    ),
+    Option("drain_timeout", "int", "time to finish accepted requests at shutdown; 0 = the request timeout", unit="ms"),
     Option("wait", "int", "max_wait_time of stages that set none", unit="ms", verbs=BROKER),
     Option("max_request_size", "int", "largest request body", unit="bytes"),
     Option(
@@ -240,6 +235,7 @@ OPTIONS: tuple[Option, ...] = (
         "how often the workers of a stage may be started again within a minute, for each of its workers here",
         verbs=WORKERS,
     ),
+    Option("debug", "flag", "the same as --log-level debug"),
     Option(
         "log_level",
         "choice",
@@ -286,6 +282,7 @@ class Settings:
     max_request_size: int = 10 * MIB
     on_start_failure: str = "exit"
     restarts_per_minute: int = 120
+    debug: bool = False
     log_level: str = "info"
     log_format: str = "auto"
     dry_run: bool = False
@@ -295,6 +292,8 @@ class Settings:
     user_args: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if self.debug:
+            object.__setattr__(self, "log_level", "debug")
         least = {
             "port": 0,
             "gateways": 1,
@@ -349,7 +348,7 @@ class Settings:
 
 
 def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """Settings from what was given (flags or keywords), else `ZMESH_*` variables, else defaults.
+    """Settings from what was given (flags or keywords), else `ZMESH_*` variables, else mosec's, else defaults.
 
     `given` maps names of `Settings` fields to values; None means not given. Raises ValueError with a readable sentence
     for an unknown name or a value that cannot be read.
@@ -360,32 +359,42 @@ def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Se
             raise ValueError(f"there is no setting named {name!r}; known are {', '.join(sorted(known))}")
     values = {name: value for name, value in given.items() if value is not None}
     for option in OPTIONS:
-        text = environ.get(option.variable, "")
-        if option.name in values or not text:
-            continue
-        values[option.name] = _read(option, text)
+        if option.name == "debug" and "log_level" in given:
+            continue  # what was given counts more than a variable that says the same in another word
+        if option.name not in values and (variable := option.set_by(environ)):
+            values[option.name] = _read(option, variable, environ[variable])
     return Settings(**values)  # type: ignore[arg-type]
 
 
-def _read(option: Option, text: str) -> object:
-    if option.kind == "flag":
-        return _flag(option, text)
-    try:
-        match option.kind:
-            case "int":
+def notices(given: Mapping[str, object], environ: Mapping[str, str]) -> list[str]:
+    """A line for each variable of mosec that counts because neither its flag was given nor ours is set."""
+    return [
+        f"using {option.twin}={environ[option.twin]}; {option.variable} is its name here"
+        for option in OPTIONS
+        if option.name not in given and option.twin and option.set_by(environ) == option.twin
+    ]
+
+
+def _read(option: Option, variable: str, text: str) -> object:
+    match option.kind:
+        case "flag":
+            return _flag(variable, text)
+        case "int":
+            try:
                 return int(text)
-            case "list":
-                return tuple(text.split(","))
-            case _:
-                return text
-    except ValueError:
-        raise ValueError(f"{option.variable} must be a whole number, not {text!r}") from None
+            except ValueError:
+                raise ValueError(f"{variable} must be a whole number, not {text!r}") from None
+        case "list":
+            return tuple(text.split(","))
+    if option.choices and text not in option.choices:
+        raise ValueError(f"{variable} must be one of {', '.join(option.choices)}, not {text!r}")
+    return text
 
 
-def _flag(option: Option, text: str) -> bool:
+def _flag(variable: str, text: str) -> bool:
     word = text.strip().lower()
     if word in ("1", "true", "yes", "on"):
         return True
     if word in ("0", "false", "no", "off"):
         return False
-    raise ValueError(f"{option.variable} must be 1 or 0, not {text!r}")
+    raise ValueError(f"{variable} must be 1 or 0, not {text!r}")

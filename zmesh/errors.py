@@ -19,14 +19,17 @@
     └── ForwardCancelled    499  cancelled                   the same
 
 An error that stands for an answer has an HTTP status, the prefix of its text and whether the same request, sent
-again, may fare better. A subclass made by a user may set all three. `describe` is the only place that turns an
-exception into what a client reads: what is not of this tree tells the client nothing about our insides.
+again, may fare better. A subclass made by a user may set all three (`http_status`, `prefix`, `retryable`); mosec's
+`code` and `msg` stand for the first two. `describe` is the only place that turns an exception into what a client reads:
+what is not of this tree tells the client nothing about our insides.
 
 The last two are each a `BaseException` because they are raised in the middle of user code, where an `except Exception`
 meant for something else must not swallow them.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 __all__ = [
     "ClientError",
@@ -59,6 +62,13 @@ class ZmeshError(Exception):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        written = vars(cls)  # `msg` and `code` are what mosec calls them
+        if "msg" in written and "prefix" not in written:
+            cls.prefix = str(written["msg"])
+        if "code" in written and "http_status" not in written:
+            cls.http_status = written["code"]
+        if isinstance(cls.http_status, IntEnum):
+            cls.http_status = int(cls.http_status)
         # Found when the class is written, not when its first request is answered.
         if type(cls.http_status) is not int or not 400 <= cls.http_status <= 599:
             raise DeclarationError(

@@ -10,13 +10,14 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from zmesh.addresses import broker_address
 from zmesh.board import Board
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
+from zmesh.daemons import Daemons
 from zmesh.errors import UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
@@ -33,7 +34,7 @@ LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who acce
 @dataclass(frozen=True, slots=True)
 class Household:
     """What runs here. `bind` and `connect` are endpoints on tcp, or empty; `stages` have workers here; `gateways` says
-    how many there are, where there is that role."""
+    how many there are, where there is that role; `daemons` are what the app file needs besides."""
 
     verb: str
     roles: tuple[str, ...]
@@ -41,6 +42,7 @@ class Household:
     bind: str
     connect: str
     gateways: int = 1
+    daemons: Daemons = field(default_factory=Daemons)
 
     def slots(self, random: Random, restarts_per_minute: int) -> list[Slot]:
         slots = [Slot("broker", None, 0, Restarts(1, random))] if "broker" in self.roles else []

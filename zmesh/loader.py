@@ -293,6 +293,8 @@ def _explain(error: Exception, shown: str, path: str) -> AppError:
         line = next((frame.lineno for frame in reversed(frames) if frame.filename == path), None)
         said = one_line(error)
     suffix = f" (line {line})" if line else ""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "mosec":
+        suffix += f"; what to change in it says: zmesh check {shown}"
     return AppError(f"{shown} does not import: {said}{suffix}", detail=users_traceback(error))
 
 

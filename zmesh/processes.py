@@ -23,7 +23,7 @@ from zmesh.messages import Exited, Kill, LeaseId, PeerId, WorkerBeat
 from zmesh.pipe import PIPE_VARIABLE, Slate, pipe_pair
 from zmesh.transport import Poller
 
-__all__ = ["Child", "OutOfMemoryKills", "Slot", "Watches", "reap_orphans", "signal_name"]
+__all__ = ["Child", "OutOfMemoryKills", "Slot", "Watches", "end_with_us", "reap_orphans", "signal_name"]
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -61,7 +61,7 @@ class Child:
         self.failure = ""  # the traceback of a start that failed
         self.failure_line = ""
         self.pipe, theirs = pipe_pair()
-        self._lifeline: list[int] = []  # see `_end_with_us`
+        self._lifeline: list[int] = []  # see `end_with_us`
         fds = [theirs.fileno(), *keep, *([slate.fd] if slate else [])]
         try:
             self._process = subprocess.Popen(
@@ -78,7 +78,7 @@ class Child:
             theirs.close()
         self.pid = self._process.pid
         try:
-            self._lifeline = _end_with_us(self.pid)
+            self._lifeline = end_with_us(-self.pid)
             self.pidfd = os.pidfd_open(self.pid)
         except OSError:  # no files left; one that we cannot watch must not run
             self._process.kill()
@@ -154,8 +154,9 @@ class Child:
             return 0  # it ended a moment ago
 
 
-def _end_with_us(group: int) -> list[int]:
-    """Have the kernel end this process group when we are gone, however we went; descriptors to keep open until then.
+def end_with_us(whom: int) -> list[int]:
+    """Have the kernel end a process when we are gone, however we went, or of a negative number its process group;
+    descriptors to keep open until then.
 
     PDEATHSIG ends a child too, but not what the child has started. Here the kernel is asked to tell the group by a
     signal when a pipe has news for its reader, and the only news there will ever be is that its writer is gone. Both
@@ -169,7 +170,7 @@ def _end_with_us(group: int) -> list[int]:
         held.append(os.dup(held[2]))
         os.close(held.pop(2))
         for reader in (held[0], held[3]):
-            fcntl.fcntl(reader, fcntl.F_SETOWN, -group)
+            fcntl.fcntl(reader, fcntl.F_SETOWN, whom)
             fcntl.fcntl(reader, fcntl.F_SETSIG, signal.SIGKILL)
             fcntl.fcntl(reader, fcntl.F_SETFL, fcntl.fcntl(reader, fcntl.F_GETFL) | os.O_ASYNC)
     except OSError:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zmesh import logs
-from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, settings_from
+from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, notices, settings_from
 from zmesh.core.routes import build, check_paths
 from zmesh.declaring import declaration, unknown_name
 from zmesh.errors import DeclarationError, StartError, UsageError
@@ -26,6 +26,7 @@ from zmesh.signals import ending_early
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from zmesh.daemons import DaemonProcess, Daemons
     from zmesh.openapi import RouteSchema
     from zmesh.stage import Stage
     from zmesh.worker import Worker
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 DOCUMENT_SECONDS = 30.0  # for the agent to say how a gateway begins
-REFERENCE = "#/components/schemas/{name}"
 
 log = logging.getLogger("zmesh.server")
 
@@ -60,6 +60,7 @@ class Server:
         self._declared = settings
         self._routes: dict[str, list[Stage]] = {}
         self._app: FastAPI | None = None
+        self._daemons: Daemons | None = None
         remind_to_run()
 
     # Declaring.
@@ -124,6 +125,19 @@ class Server:
         build({path: [names[id(stage)] for stage in stages] for path, stages in declared.items()})
         self._routes = declared
 
+    @declaration
+    def register_daemon(self, name: str, proc: DaemonProcess) -> None:
+        """When this process ends, however it ends, so does the server; and when the server ends, it is told to.
+
+        `proc` is one that the app file has started, or a command (a list of text), which is started for it once. Raises
+        DeclarationError.
+        """
+        from zmesh.daemons import Daemons
+
+        if self._daemons is None:
+            self._daemons = Daemons()
+        self._daemons.register(name, proc)
+
     def plan(self, settings: Settings) -> Plan:
         """What was declared, for other processes. Raises ValueError when nothing was, AppError for a hidden class."""
         if not self._routes:
@@ -156,13 +170,13 @@ class Server:
     def _schemas(self) -> dict[str, RouteSchema]:
         """What the workers know of requests and results; a schema that cannot be made is logged and left out."""
         from zmesh.openapi import RouteSchema
-        from zmesh.worker import ParseTarget
+        from zmesh.worker import MOSEC_REF_TEMPLATE, ParseTarget
 
         schemas = {}
         for path, stages in self._routes.items():
             try:
-                taken, named = stages[0].worker.get_forward_json_schema(ParseTarget.INPUT, REFERENCE)
-                given, others = stages[-1].worker.get_forward_json_schema(ParseTarget.RETURN, REFERENCE)
+                taken, named = stages[0].worker.get_forward_json_schema(ParseTarget.INPUT, MOSEC_REF_TEMPLATE)
+                given, others = stages[-1].worker.get_forward_json_schema(ParseTarget.RETURN, MOSEC_REF_TEMPLATE)
                 schemas[path] = RouteSchema(taken or None, given or None, {**named, **others})
             except Exception:
                 log.warning("route %s has no schema in /openapi, because making it failed", path, exc_info=True)
@@ -176,21 +190,35 @@ class Server:
         Raises StartError (one line) under `zmesh`; under `python app.py` prints it and exits.
         """
         asked_by = sys._getframe(1).f_globals.get("__name__")
-        if current_verb.name == "import" or asked_by == "__mp_main__":
-            return  # a worker, or a child made by multiprocessing: both only want what the file defines
+        if asked_by == "__mp_main__":
+            return  # a child made by multiprocessing, which only wants what the file defines
+        if current_verb.name == "import" or current_verb.pipe is not None:
+            self._end_daemons()  # copies: the file has run in the agent too, and those count
+        if current_verb.name == "import":
+            return  # a worker, which wants a class of the file
         stop_reminding()
-        if current_verb.name:
-            code = self._perform()
-        else:
-            try:
-                with ending_early():
-                    _read_command_line()
-                    code = self._perform()
-            except StartError as error:
-                print(f"{getattr(error, 'detail', '')}zmesh: {error}", file=sys.stderr)
-                code = error.exit_code
+        try:
+            if current_verb.name:
+                code = self._perform()
+            else:
+                code = self._perform_by_hand()
+        finally:
+            self._end_daemons()  # an agent has done so; what else came to its end has not
         if code:
             sys.exit(code)
+
+    def _perform_by_hand(self) -> int:
+        try:
+            with ending_early():
+                _read_command_line()
+                return self._perform()
+        except StartError as error:
+            print(f"{getattr(error, 'detail', '')}zmesh: {error}", file=sys.stderr)
+            return error.exit_code
+
+    def _end_daemons(self) -> None:
+        if self._daemons is not None:
+            self._daemons.end()
 
     def _perform(self) -> int:
         if current_verb.has_started:
@@ -226,7 +254,11 @@ class Server:
         from zmesh import agent
 
         logs.setup(settings.log_level, "agent", settings.log_format)
-        return agent.run(current_verb.name, plan, settings, current_verb.app_path, self._example())
+        for stage in (stage for route in self._routes.values() for stage in route if stage.start_method == "fork"):
+            log.info("%s: start_method='fork' has no effect: each worker is a fresh process", stage.worker.__name__)
+        return agent.run(
+            current_verb.name, plan, settings, current_verb.app_path, self._example(), daemons=self._daemons
+        )
 
     def _example(self) -> bytes | None:
         """A body for the first route, from its first worker's example; None when only its author knows one."""
@@ -246,13 +278,14 @@ class Server:
 
     def _settings(self, environ: Mapping[str, str]) -> Settings:
         """A flag is stronger than a variable, a variable than a keyword of `Server()`. Raises UsageError."""
-        environ = _with_mosec_variables(environ)
-        variables = {option.name: option.variable for option in OPTIONS}
-        declared = {name: value for name, value in self._declared.items() if not environ.get(variables[name])}
+        spoken_for = {option.name for option in OPTIONS if option.set_by(environ)}
+        declared = {name: value for name, value in self._declared.items() if name not in spoken_for}
         try:
             settings = settings_from({**declared, **current_verb.given}, environ)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        for notice in notices(current_verb.given, environ):
+            print(f"zmesh: {notice}", file=sys.stderr)
         return replace(settings, user_args=current_verb.user_args)
 
 
@@ -285,18 +318,6 @@ def _names(routes: Mapping[str, Sequence[Stage]]) -> dict[int, str]:
                 count += 1
                 name = f"{stage.worker.__name__}_{count}"
     return {key: name for name, key in taken.items()}
-
-
-def _with_mosec_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """`MOSEC_PORT` stands in for `ZMESH_PORT` when that is not set, and a line says so."""
-    known = dict(environ)
-    for option in OPTIONS:
-        name = "ADDRESS" if option.name == "host" else option.name.upper()
-        if (text := environ.get(f"MOSEC_{name}")) and not environ.get(option.variable):
-            known[option.variable] = text
-            if current_verb.name == "run":
-                print(f"zmesh: using MOSEC_{name}={text}; {option.variable} is its name here", file=sys.stderr)
-    return known
 
 
 def _read_command_line() -> None:

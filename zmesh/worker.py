@@ -26,7 +26,9 @@ from zmesh.codec import dumps, loads
 from zmesh.errors import DecodingError, EncodingError
 from zmesh.metrics import Metrics
 
-__all__ = ["ParseTarget", "SSEWorker", "Worker"]
+__all__ = ["MOSEC_REF_TEMPLATE", "ParseTarget", "SSEWorker", "Worker"]
+
+MOSEC_REF_TEMPLATE = "#/components/schemas/{name}"  # where `get_forward_json_schema` finds its components
 
 _orjson = importlib.import_module("orjson") if importlib.util.find_spec("orjson") else None
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from zmesh.agent import Agent
+from zmesh.agent import Agent, obey
 from zmesh.messages import Kill, LeaseId, PeerId, Phase
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
@@ -43,25 +43,24 @@ def hear(child: Child) -> list[dict[str, object]]:
     return child.pipe.receive() or []
 
 
-def obey(child: Child, **fields: Any) -> None:
-    agent = Agent.__new__(Agent)
-    agent._slots = [Slot("worker", None, 1, None, child=child), Slot("worker", None, 2, None)]  # type: ignore[arg-type]
-    agent._obey(Kill(**{"peer": child.peer, "lease": LeaseId(7), "reason": "test", "interrupt": True, **fields}))
+def order(child: Child, **fields: Any) -> None:
+    slots = [Slot("worker", None, 1, None, child=child), Slot("worker", None, 2, None)]  # type: ignore[arg-type]
+    obey(Kill(**{"peer": child.peer, "lease": LeaseId(7), "reason": "test", "interrupt": True, **fields}), slots)
 
 
 def test_a_worker_is_interrupted_in_the_lease_that_was_meant(child: Child):
     assert hear(child) == [{"say": "ready"}]
-    obey(child, lease=LeaseId(6))
-    obey(child, peer=PeerId(bytes(16)))
+    order(child, lease=LeaseId(6))
+    order(child, peer=PeerId(bytes(16)))
     assert child.slate is not None and child.slate.ordered() == 0, "neither was about what it does"
-    obey(child)
+    order(child)
     assert hear(child) == [{"say": "interrupted", "ordered": 7}]
     assert child.slate.read()[:2] == (7, Phase.FORWARD), "and it lives"
 
 
 def test_a_worker_is_killed_in_the_lease_that_was_meant(child: Child):
     hear(child)
-    obey(child, interrupt=False)
+    order(child, interrupt=False)
     assert hear(child) == []
 
 
@@ -69,7 +68,7 @@ def test_an_interrupt_for_one_that_has_just_ended_is_harmless(child: Child):
     hear(child)
     child.kill()
     hear(child)
-    obey(child)
+    order(child)
 
 
 def test_an_agent_with_many_children_ends_them_all():

@@ -46,8 +46,8 @@ class Agent:
         self.code = 0
         self.ran: list[tuple[Plan, Settings, str]] = []
 
-    def run(self, verb: str, plan: Plan, settings: Settings, app_path: str, example: bytes | None) -> int:
-        assert verb == "run"
+    def run(self, verb: str, plan: Plan, settings: Settings, app_path: str, example: bytes | None, daemons: Any) -> int:
+        assert verb == "run" and daemons is None
         self.ran.append((plan, settings, app_path))
         return self.code
 
@@ -251,6 +251,18 @@ def test_run_hands_the_plan_to_the_agent_and_comes_back(agent: Agent):
     ((plan, settings, path),) = agent.ran
     assert plan == server.plan(settings)
     assert path.endswith("some/app.py")
+
+
+def test_a_start_method_that_has_no_effect_is_said(agent: Agent, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "zmesh.server")
+    current_verb.become("run", app_path="app.py")
+    server = Server()
+    server.append_worker(Classify, start_method="fork")
+    server.append_worker(Decode)
+    server.run()
+    assert [record.getMessage() for record in caplog.records if record.name == "zmesh.server"] == [
+        "Classify: start_method='fork' has no effect: each worker is a fresh process"
+    ]
 
 
 def test_the_agents_exit_code_is_ours(agent: Agent):

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -205,6 +205,23 @@ def test_without_batching_a_generator_yields_texts(stage: Stage):
 
     assert stage.run(Speaker(forward, 1), "a") == [DONE]
     assert stage.said == [(0, "a"), (0, "a!")]
+
+
+def test_an_iterator_that_is_returned_is_as_good_as_a_generator(stage: Stage):
+    assert stage.run(Speaker(lambda worker, data: iter(["a", "b"]), 1), "x") == [DONE]
+    assert stage.said == [(0, "a"), (0, "b")]
+
+
+def test_async_code_is_told_what_to_do_instead(stage: Stage, caplog: pytest.LogCaptureFixture):
+    async def coroutine(worker: Speaker, data: str) -> None:
+        raise AssertionError("it never runs")
+
+    async def generator(worker: Speaker, data: str) -> AsyncIterator[str]:
+        yield "unheard"
+
+    for forward in (coroutine, generator):
+        assert stage.run(Speaker(forward, 1), "a") == [INTERNAL]
+    assert caplog.text.count("forward must not be async") == 2
 
 
 def test_an_exception_that_is_yielded_ends_the_stream_of_its_item_and_no_other(stage: Stage):

@@ -346,6 +346,7 @@ def test_a_slow_reader_costs_nobody_else_anything():
         text = "408: Request Timeout: request timeout: its reader is too slow: more than 1048576 bytes wait for it"
         assert slow.said.endswith(ERROR + text + "\n\n")
         assert slow.said.startswith("data: begins\n\n")
+        assert len(slow.said) < 4 * streaming.WRITE_BYTES, "what waited is not sent after all"
         assert scene.counted() == {200: 1, 408: 1}
 
     play(main)

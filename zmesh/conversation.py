@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from zmesh.messages import (
     Ack,
     Cancel,
+    Chunk,
     Columns,
     Credit,
     Drain,
@@ -102,6 +103,8 @@ def words(message: Message) -> str:
             return f"RESULTS lease {lease}: {_statuses(statuses)} in {message.compute_us / 1000:.1f} ms"
         case Reply(number=number, ids=ids, statuses=statuses):
             return f"REPLY {number}: {_statuses(statuses)}: {_tasks(ids)}"
+        case Chunk(lease=lease, ids=ids):
+            return f"CHUNK lease {lease}: {message.kind.name} of {_tasks(ids)}"
         case Cancel(ids=ids, reason=reason):
             return f"CANCEL {_tasks(ids)}: {reason}"
         case Ack(leases=leases, peers=peers):

@@ -1,8 +1,8 @@
 """What an `SSEWorker` says to its clients while its `forward` runs.
 
-`forward` speaks by `send_stream_event`, or by being a generator: then each `yield` is an event, for a batch a list with
-one text, or None for nothing, per item. An exception instance in the place of a text ends the stream of that item with
-it. What `forward` returns in the end is not sent; None stands for nothing to return.
+`forward` speaks by `send_stream_event`, or is a generator, or returns an iterator: then each `yield` is an event, for
+a batch a list with one text, or None for nothing, per item. An exception instance in the place of a text ends the
+stream of that item with it. What `forward` returns in the end is not sent; None stands for nothing to return.
 
 * An event for an item that nobody waits for any more goes nowhere, and so does an empty one. A generator is closed once
   nobody waits for any of its items.
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -92,8 +92,12 @@ class Emitter:
         assert call is not None, "a forward runs in a call"
         ended: dict[int, BaseException] = {}
         results = self._worker.forward(data)
-        if isinstance(results, Generator):
+        if isinstance(results, Iterator):
             results = self._drain(call, results, ended)
+        elif isinstance(results, AsyncGenerator | Coroutine):
+            if isinstance(results, Coroutine):
+                results.close()  # or Python would say that nobody has awaited it
+            raise WrongYield("forward must not be async: yield from an ordinary generator, or call send_stream_event")
         self._note_unwanted(call, ended)  # one that was left by `forward` must not look as if it had ended well
         if not self._is_batch:
             return ended.get(0, results)
@@ -102,7 +106,7 @@ class Emitter:
             return results
         return [ended.get(index, result) for index, result in enumerate(results)]
 
-    def _drain(self, call: Call, events: Generator[Any, None, Any], ended: dict[int, BaseException]) -> Any:
+    def _drain(self, call: Call, events: Iterator[Any], ended: dict[int, BaseException]) -> Any:
         """What a generator returns, or None if nobody is left to listen; who has ended before is in `ended`."""
         try:
             while len(ended) < len(call.rows):
@@ -113,7 +117,8 @@ class Emitter:
                 self._send_all(call, self._texts_of(said, len(call.rows)), ended)
                 self._note_unwanted(call, ended)
         finally:
-            events.close()
+            if isinstance(events, Generator):
+                events.close()
         return None
 
     def _send_all(self, call: Call, texts: Sequence[Any], ended: dict[int, BaseException]) -> None:

@@ -14,7 +14,7 @@ framework; everything else goes to the app behind it. Its rules, beside those of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from zmesh.answers import DRAINING, Refusal
 from zmesh.asgi import AsgiApp, Receive, Scope, Send, dressed, drop_upload
@@ -156,11 +156,17 @@ class Inference:
         if body is None:
             return GONE, b""
         call.body = body
+        return await self._ask(call, headers, timeout, send, scope.get("zmesh.abort", _nothing))
+
+    async def _ask(
+        self, call: _Upload, headers: Mapping[bytes, bytes], timeout: float, send: Send, abort: Callable[[], None]
+    ) -> Outcome | None:
+        """What the mesh makes of it; None when a stream has said it all."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         call.outcome = outcome
         stream = None
         if call.path in self._calls.streams:
-            stream = call.stream = Stream(self._calls, call, outcome, send, scope.get("zmesh.abort", _nothing))
+            stream = call.stream = Stream(self._calls, call, outcome, send, abort)
         self._calls.submit(call, headers, timeout, self._calls.clock(), stream)
         try:
             if stream is None:

@@ -18,7 +18,9 @@ from zmesh import logs
 from zmesh.alarms import ALARMS
 from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.effects import Run
+from zmesh.core.events import RowsStreamed
 from zmesh.current import running_request
+from zmesh.emitter import WrongYield
 from zmesh.errors import ZmeshError, describe
 from zmesh.loader import AppError, load_worker_class
 from zmesh.messages import Columns, LeaseId, Payload, Phase, Status, TaskId
@@ -26,7 +28,7 @@ from zmesh.pipe import Pipe, Slate, child_pipe, is_ready
 from zmesh.rehearsal import examples_of, items_of, make_worker, warm_up
 from zmesh.runner import BatchRunner
 from zmesh.tracebacks import one_line, users_traceback
-from zmesh.worker import SSEWorker, Worker
+from zmesh.worker import Worker
 
 __all__ = ["REQUEST_ID", "main", "pack", "unpack"]
 
@@ -161,13 +163,11 @@ class Tryout:
             list(payloads),
             [{"request_id": REQUEST_ID}] * count,
         )
-        if isinstance(self.worker, SSEWorker):
-            self.worker._emit = self._count
         self.watch.reset()
         runner = _Runner(self.worker, self.watch)
         lease = Run(LeaseId(1), columns, [monotonic() + TASK_SECONDS] * count, frozenset())
         answers: dict[int, Payload] = {}
-        for event in runner.run(lease, set):
+        for event in runner.run(lease, set, say=self._count):
             good = [status == Status.OK for status in event.statuses]
             answers |= {row: payload for row, payload, ok in zip(event.rows, event.payloads, good, strict=True) if ok}
         if runner.failure is not None:
@@ -176,8 +176,8 @@ class Tryout:
         sent = {"in_bytes": sum(map(len, payloads)), "sizes": sizes, "events": self.events}
         return {"say": "done", "seconds": self.watch.seconds, **sent}
 
-    def _count(self, text: str, index: int) -> None:
-        self.events += 1
+    def _count(self, streamed: RowsStreamed) -> None:
+        self.events += len(streamed.rows)
 
 
 def _is_same(one: Any, other: Any) -> bool:
@@ -199,7 +199,7 @@ def _failed(step: str, error: BaseException) -> dict[str, object]:
         told, line = error.detail, str(error)
     elif isinstance(error, ZmeshError):
         told, line = "", describe(error)[1]
-    elif type(error).__module__ == BatchRunner.__module__:  # what it found wrong with a result
+    elif type(error).__module__ in (BatchRunner.__module__, WrongYield.__module__):  # what they found wrong
         told, line = "", str(error)
     else:
         told, line = users_traceback(error), one_line(error)
@@ -246,8 +246,6 @@ def _start(app: str, stage: StagePlan, pipe: Pipe) -> Worker | None:
     step = "start"
     try:
         worker = make_worker(load_worker_class(app, stage.worker), stage.name, 1, stage.max_batch_size)
-        if isinstance(worker, SSEWorker):
-            worker._emit = lambda text, index: None  # nobody listens to a warm-up
         logs.join_in()
         pipe.send(say="made", at=monotonic())
         step = "warm-up"

@@ -11,6 +11,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import RunningMesh, closed_loop, running, wait_until
+from tests.hosts import free_ports, loopback_hosts
 
 COUNTING = Path(__file__).parent / "apps" / "counting.py"
 STAGES, WORKERS, ROUNDS = ("First", "Last"), 4, 5
@@ -19,7 +20,11 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(mesh: RunningMesh) -> Samples:
-    families = text_string_to_metric_families(mesh.get("/metrics").body.decode())
+    return parsed(mesh.get("/metrics").body)
+
+
+def parsed(text: bytes) -> Samples:
+    families = text_string_to_metric_families(text.decode())
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in families
@@ -79,6 +84,43 @@ def test_counts_are_exact_over_processes_and_twenty_kills_take_nothing_back() ->
         pids = {int(value) for (name, _), value in last.items() if name == "zmesh_pid"}
         assert pids == set(mesh.worker_pids()), "a gauge goes with its worker"
         assert mesh.stop() == 0, mesh.log()
+
+
+def test_what_living_workers_have_counted_outlives_the_broker() -> None:
+    """On two agents of one host, whose workers have the same numbers."""
+    with loopback_hosts() as (head, elsewhere):
+        http = free_ports(4)
+        bind = f"tcp://127.0.0.1:{http + 1}"
+        with (
+            head.program("run", COUNTING, "--isolate-broker", "--bind", bind, "--port", http) as mesh,
+            elsewhere.program("worker", COUNTING, "--connect", bind),
+        ):
+
+            def count(numbers: range) -> None:
+                for number in numbers:
+                    assert head.request("POST", http, "/count", b"%d" % number).status == 200
+
+            def samples() -> Samples:
+                return parsed(head.request("GET", http, "/metrics").body)
+
+            def eight_ready() -> bool:
+                return head.is_ready(http) and total(samples(), "workers_ready") == 8
+
+            wait_until(eight_ready, 30, "all workers to be ready")
+            count(range(24))
+            before = samples()
+            assert [total(before, "served_total", stage=stage) for stage in STAGES] == [24, 24]
+            os.kill(mesh.child("zmesh.serving"), signal.SIGKILL)
+            wait_until(
+                lambda: eight_ready() and not total(samples(), "attempts_total"), 30, "a new broker, and all workers"
+            )
+            count(range(24, 30))
+            after = samples()
+            assert [total(after, "served_total", stage=stage) for stage in STAGES] == [30, 30]
+            assert [total(after, "attempts_total", stage=stage) for stage in STAGES] == [6, 6], (
+                "the broker's own are new"
+            )
+            assert mesh.stop() == 0, mesh.log()
 
 
 def send(mesh: RunningMesh, over: threading.Event) -> list[int]:

@@ -16,6 +16,7 @@ from zmesh.line import Line, line_class
 from zmesh.messages import (
     Ack,
     Cancel,
+    Chunk,
     Columns,
     Context,
     Credit,
@@ -90,6 +91,7 @@ SAID: list[tuple[Message, str]] = [
     (results(), "RESULTS lease 7: nothing in 1.5 ms"),
     (reply(4, 5), "REPLY 3: 2 OK: 2 tasks 5f3a0c1b.4-5"),
     (Cancel(columns(4).ids, "the client is gone"), "CANCEL 1 task 5f3a0c1b.4: the client is gone"),
+    (Chunk(1, LEASE, columns(0, 1).ids, [0, 0], [b"secret"] * 2), "CHUNK lease 7: EVENT of 2 tasks 5f3a0c1b.0-1"),
     (Ack([LEASE], []), "ACK lease 7"),
     (Ack([], [PEER]), "ACK 1 exit"),
     (Exited(PEER, "Echo", 2, -9, LEASE, Phase.FORWARD, 0, False, "a\nb"), "EXITED Echo/2, in FORWARD of lease 7: b"),

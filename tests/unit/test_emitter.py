@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ class Stage:
         self.heard = 0
         self.on_event: Callable[[], None] = lambda: None
         self.on_listen: Callable[[], None] = lambda: None
+        self.runners: dict[Speaker, BatchRunner] = {}
 
     def run(
         self,
@@ -56,16 +58,17 @@ class Stage:
         states: list[int] | None = None,
         deadlines: list[float] | None = None,
         retry: bool = True,
-        timeout: float = 0.0,
+        alarms: Alarms | None = None,
     ) -> list[tuple[Status, bytes]]:
         count = len(values)
         payloads: list[Any] = [json.dumps(value).encode() for value in values]
         ids = [TaskId(n) for n in range(count)]
         columns = Columns(ids, states or [int(ONLY)] * count, [9] * count, [1] * count, [0] * count, payloads)
         lease = Run(LeaseId(7), columns, deadlines or [200.0] * count, frozenset())
-        alarms = Alarms(lambda: self.now)
-        alarms.timeout = timeout
-        runner = BatchRunner(worker, self.slate, retry=retry, clock=lambda: self.now, alarms=alarms)
+        if worker not in self.runners:
+            made = alarms or Alarms(lambda: self.now)
+            self.runners[worker] = BatchRunner(worker, self.slate, retry=retry, clock=made.clock, alarms=made)
+        runner = self.runners[worker]
         found: dict[int, tuple[Status, bytes]] = {}
         for event in runner.run(lease, lambda: self.cancelled, self._listen, self._hear):
             assert isinstance(event, RowsFinished)
@@ -204,6 +207,23 @@ def test_without_batching_a_generator_yields_texts(stage: Stage):
     assert stage.said == [(0, "a"), (0, "a!")]
 
 
+def test_an_iterator_that_is_returned_is_as_good_as_a_generator(stage: Stage):
+    assert stage.run(Speaker(lambda worker, data: iter(["a", "b"]), 1), "x") == [DONE]
+    assert stage.said == [(0, "a"), (0, "b")]
+
+
+def test_async_code_is_told_what_to_do_instead(stage: Stage, caplog: pytest.LogCaptureFixture):
+    async def coroutine(worker: Speaker, data: str) -> None:
+        raise AssertionError("it never runs")
+
+    async def generator(worker: Speaker, data: str) -> AsyncIterator[str]:
+        yield "unheard"
+
+    for forward in (coroutine, generator):
+        assert stage.run(Speaker(forward, 1), "a") == [INTERNAL]
+    assert caplog.text.count("forward must not be async") == 2
+
+
 def test_an_exception_that_is_yielded_ends_the_stream_of_its_item_and_no_other(stage: Stage):
     def forward(worker: Speaker, data: list[str]) -> Iterator[list[Any]]:
         yield ["a0", ValidationError("no")]
@@ -215,14 +235,18 @@ def test_an_exception_that_is_yielded_ends_the_stream_of_its_item_and_no_other(s
 
 
 def test_a_generator_whose_items_have_all_ended_is_closed(stage: Stage):
-    closed = []
+    closed, kept = [], []
 
-    def forward(worker: Speaker, data: str) -> Iterator[Any]:
+    def events() -> Iterator[Any]:
         try:
             yield ValidationError("no")
             yield "unheard"
         finally:
             closed.append(True)
+
+    def forward(worker: Speaker, data: str) -> Iterator[Any]:
+        kept.append(events())  # so that it does not close itself for want of an owner
+        return kept[0]
 
     assert stage.run(Speaker(forward, 1), "a") == [(Status.VALIDATION, b"request validation error: no")]
     assert (closed, stage.said) == ([True], [])
@@ -447,6 +471,50 @@ def test_other_threads_may_speak_until_forward_ends(stage: Stage):
     assert len(late) == 1
     for row in (0, 1):
         assert [text for of, text in stage.said if of == row] == [str(number) for number in range(100)]
+
+
+def test_a_thread_that_comes_too_late_by_a_hair_says_nothing(stage: Stage):
+    """It had asked whether a forward runs, and then had to wait for its turn."""
+    calls: list[Any] = []
+    alarms = Alarms(lambda: stage.now)
+    worker = Speaker(lambda worker, data: calls.append(alarms.call))
+    stage.run(worker, "a", alarms=alarms)
+    emitter = stage.runners[worker]._emitter
+    assert emitter is not None
+    emitter._send_alone(calls[0], [(0, b"late")])
+    assert stage.said == []
+
+
+@pytest.mark.parametrize("is_generator", [False, True])
+def test_an_alarm_waits_until_an_event_is_said_and_then_ends_them_all(stage: Stage, is_generator: bool):
+    alarms = Alarms(lambda: stage.now)
+    handler = signal.getsignal(signal.SIGALRM)
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
+    alarms.install(3.0, lambda: 0)
+
+    def time_is_over() -> None:
+        stage.now = 103.0
+        signal.raise_signal(signal.SIGALRM)
+        order.append("said")
+
+    order = []
+    stage.on_event = time_is_over
+
+    def forward(worker: Speaker, data: list[str]) -> None:
+        worker.send_stream_event("a0", 0)
+        order.append("it went on")
+
+    def generator(worker: Speaker, data: list[str]) -> Iterator[list[str | None]]:
+        yield ["a0", None]
+        order.append("it went on")
+
+    try:
+        late = (Status.TIMEOUT, b"request timeout: the stage took longer than 3 s")
+        assert stage.run(Speaker(generator if is_generator else forward), "a", "b", alarms=alarms) == [late, late]
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+    assert (order, stage.said) == (["said"], [(0, "a0")])
 
 
 def test_a_process_that_forward_has_forked_cannot_speak(stage: Stage):

@@ -43,6 +43,13 @@ def test_promtool_reads_the_configuration_and_the_alerts(need: Need):
     assert "5 rules found" in said
 
 
+def test_every_alert_rings_when_it_should_and_not_when_all_is_well(need: Need):
+    rules = Path(__file__).with_name("alerts_test.yml")
+    code, said = promtool(need, "test", "rules", str(rules))
+    assert code == 0, said
+    assert set(re.findall(r"alert: (\w+)", ALERTS)) == set(re.findall(r"alertname: (\w+)", rules.read_text()))
+
+
 @pytest.mark.parametrize("query", [*dashboard_queries(), *re.findall(r"expr: (.*)", ALERTS)])
 def test_a_query_asks_for_metrics_that_there_are_by_labels_that_they_have(query: str):
     families = families_of(query)

@@ -106,6 +106,12 @@ def play(main: Callable[[Scene], Coroutine[Any, Any, None]], **settings: Any) ->
     run(whole())
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mesh of these tests lets everybody in at once."""
+    monkeypatch.setattr(streaming, "ADMISSION_SECONDS", 0.002)
+
+
 # ── events ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -276,7 +282,7 @@ def test_what_the_mesh_does_not_let_in_gets_a_status_of_its_own(status: Status, 
     ("reader", "http"),
     [
         (lambda: Reader(b""), 400),
-        (lambda: Reader(b"x" * 101), 413),
+        (lambda: Reader(b"x" * 101, stays=False), 413),
         (lambda: Reader(method="GET"), 405),
         (lambda: Reader(headers={"x-request-timeout": "soon"}), 400),
     ],
@@ -346,6 +352,7 @@ def test_a_slow_reader_costs_nobody_else_anything():
         text = "408: Request Timeout: request timeout: its reader is too slow: more than 1048576 bytes wait for it"
         assert slow.said.endswith(ERROR + text + "\n\n")
         assert slow.said.startswith("data: begins\n\n")
+        assert len(slow.said) < 4 * streaming.WRITE_BYTES, "what waited is not sent after all"
         assert scene.counted() == {200: 1, 408: 1}
 
     play(main)
@@ -450,6 +457,7 @@ def test_when_the_gateway_is_full_who_does_not_read_goes_first():
 # ── through uvicorn ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["fast", "asgi"])
 def test_the_bytes_of_a_stream_are_the_same_with_both_lanes(lane: str):
     async def main() -> None:
@@ -486,6 +494,7 @@ def test_the_bytes_of_a_stream_are_the_same_with_both_lanes(lane: str):
     run(main())
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_cut_off_ends_its_connection():
     async def main() -> None:
         broker, clock = Speaker(), Clock()

@@ -79,14 +79,14 @@ class Meters:
         From one that is not here any more only what adds up is taken.
         """
         try:
-            number, new, now = json.loads(report)
+            number, new, now, *_ = json.loads(report)
             book = self._books.setdefault(peer, _Book())
             if type(number) is not int:
                 raise TypeError("reports are numbered")
             if number <= book.report:
                 return ""
             for definition in new:
-                self._define(book, stage, worker, *definition)
+                self._define(book, stage, worker, *definition[:7])
             changes = [(book.series[one[0]], _numbers(one[1:])) for one in now]
             book.report = number
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:

@@ -45,11 +45,13 @@ class Sequences:
             if request is None or request.sent_epoch != chunk.epoch:
                 continue
             stream = self.begun.get(id)
-            if stream is None and not number:
+            if stream is None:
                 stream = self.begun[id] = _Stream(chunk.lease, 0)
-            if stream is None or (stream.lease == chunk.lease and number > stream.heard):
+            if stream.lease != chunk.lease or number < stream.heard:
+                continue
+            if number > stream.heard:
                 broken.append(request)
-            elif stream.lease == chunk.lease and number == stream.heard:
+            else:
                 stream.heard += 1
                 self.due.requests.append(request)
                 self.due.payloads.append(payload)
@@ -63,7 +65,7 @@ class Sequences:
             stream = self.begun.pop(id, None)
             if statuses[row] not in (OK, AGAIN) or (stream is None and not count):
                 continue
-            if statuses[row] == AGAIN or stream is None or (stream.lease, stream.heard) != (lease, count):
+            if stream is None or (stream.lease, stream.heard) != (lease, count):  # no lease is named with AGAIN
                 statuses[row], payloads[row], kinds[row] = INTERNAL, LOST_EVENTS, INLINE
         return replace(reply, statuses=statuses, payloads=payloads, kinds=kinds)
 

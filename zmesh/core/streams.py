@@ -3,7 +3,8 @@
 The events of a task belong to one lease: the one that has the task. What any other lease says is dropped, since no
 client may be told two stories. With the first event that is passed on the task *has streamed*, and is never run again:
 what would give it to another worker ends it, and nothing but a result of that same lease can end it well. Before its
-first event a task of a stream is like any other.
+first event a task of a stream is like any other. One that was given out twice, because its first batch took so long,
+goes to whoever speaks first: a model may take long before it says anything, and then it need not do so twice.
 
 Events are not kept here, and not counted: the worker says with its result how many there were, and the gateway, who
 wrote them, compares.
@@ -15,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Step, TaskState
-from zmesh.messages import EVENT_BYTES_MAX, Results, SessionId, Status
+from zmesh.messages import EVENT_BYTES_MAX, Cancel, Results, SessionId, Status
 
 if TYPE_CHECKING:
     from zmesh.core.events import ChunkArrived
@@ -43,10 +44,11 @@ def on_chunk_arrived(mesh: Mesh, event: ChunkArrived) -> None:
     if chunk.epoch != mesh.directory.epoch or lease is None or lease.worker.peer != worker.peer:
         mesh.late += len(chunk.ids)
         return
+    stage = mesh.stages[worker.stage]
     rows_of: dict[SessionId, tuple[Gateway, list[int]]] = {}
     for row, id in enumerate(chunk.ids):
         task = mesh.tasks.get(id)
-        if task is None or task.lease is not lease or not task.is_last_hop:
+        if task is None or not task.is_last_hop or not (task.lease is lease or _take_back(mesh, stage, lease, task)):
             mesh.late += 1
             continue
         if lease.streamed is None:
@@ -55,9 +57,24 @@ def on_chunk_arrived(mesh: Mesh, event: ChunkArrived) -> None:
         rows_of.setdefault(task.gateway.session, (task.gateway, []))[1].append(row)
     for gateway, rows in rows_of.values():
         mesh.tell(gateway, chunk if len(rows) == len(chunk.ids) else _part(chunk, rows))
-    stage = mesh.stages[worker.stage]
     if rows_of and not stage.plan.timeout_seconds:  # a timeout is for the whole of a batch, and its alarm with it
         lease.clock = mesh.now
+
+
+def _take_back(mesh: Mesh, stage: StageRecord, lease: Lease, task: Task) -> bool:
+    """Whether this lease has the task again: it was given out a second time, and nobody has spoken yet."""
+    is_its_row = any(held is task and not answered for held, answered in zip(lease.tasks, lease.answered, strict=True))
+    if not is_its_row or task.stage != stage.index or task.state is TaskState.HELD or has_streamed(task):
+        return False
+    if task.lease is not None:
+        mesh.tell(task.lease.worker, Cancel([task.id], "another worker has begun to answer"))
+    else:
+        mesh.leave(task)
+        task.take(Step.LEASE)
+        stage.leased += 1
+        stage.queue.sweep()
+    task.lease = lease
+    return True
 
 
 def has_streamed(task: Task) -> bool:

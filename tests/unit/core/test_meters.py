@@ -202,7 +202,6 @@ RUBBISH: list[Any] = [
     [1.5, [], []],
     [True, [], []],
     [1, [[1]], []],
-    [1, [[*GOOD, 1]], []],
     [1, 1, []],
     [1, [], 1],
     [1, [], [[]]],
@@ -232,6 +231,12 @@ def test_what_is_no_report_is_said_and_counts_nothing(report: Any):
     assert books.take(ONE, "A", "1", text, is_here=True).startswith("metrics: not a report (")
     assert not any(values != [0] for series in shown(books).values() for values in series.values())
     take(books, json.dumps([1, [GOOD], [[1, 2]]]))
+    assert shown(books)["c"][("A", "y")] == [2]
+
+
+def test_what_a_later_version_appends_is_ignored():
+    books = Meters()
+    take(books, json.dumps([1, [[*GOOD, "more"]], [[1, 2]], "more"]))
     assert shown(books)["c"][("A", "y")] == [2]
 
 

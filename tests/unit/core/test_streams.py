@@ -7,6 +7,7 @@ import pytest
 from tests.unit.core.world import GO, KILLED, SEGFAULT, WorkerPeer, World, stage
 from zmesh.core.effects import Send
 from zmesh.core.events import SendFailed
+from zmesh.core.tasks import TaskState
 from zmesh.messages import EVENT_BYTES_MAX, Chunk, Phase, Reply, SessionId, Status, TaskId
 
 BROKEN = "INTERNAL 'its worker was lost in the middle of the stream'"
@@ -50,15 +51,17 @@ def test_each_gateway_hears_of_its_own_tasks_only(world: World):
     assert world.turn(w.streams(1, 1, 2, 3, text="a")) == ["g1 ← CHUNK 1: 1#0 'a'", "g2 ← CHUNK 1: 2#0 'a', 3#0 'a'"]
 
 
-@pytest.mark.parametrize("why", ["another lease", "another worker", "another epoch", "nobody's task"])
+@pytest.mark.parametrize("why", ["another lease", "another worker", "another epoch", "nobody's task", "one that waits"])
 def test_what_another_lease_says_is_dropped(world: World, why: str):
     g, w, other = world.gateway(), world.worker(credit=1), world.worker("w2")
     world.turn(g.submits(1))
+    world.turn(g.submits(2))
     said = {
         "another lease": w.streams(9, 1),
         "another worker": other.streams(1, 1),
         "another epoch": w.streams(1, 1, epoch=7),
         "nobody's task": w.streams(1, 8),
+        "one that waits": w.streams(1, 2),
     }[why]
     late = world.mesh.late
     assert world.turn(said) == []
@@ -211,11 +214,71 @@ def hedged(world: World) -> tuple[WorkerPeer, WorkerPeer]:
     return w, other
 
 
-def test_of_two_workers_only_the_one_that_has_the_task_is_heard(world: World):
+def test_of_two_workers_the_one_that_speaks_first_has_the_task(world: World):
     w, other = hedged(world)
+    assert world.turn(other.streams(2, 1)) == ["g ← CHUNK 2: 1#0 'x'"]
     assert world.turn(w.streams(1, 1)) == []
     assert world.turn(w.finishes(1, chunks=[1])) == [], "its events were dropped, so it cannot be the answer"
-    assert world.turn(other.finishes(2)) == ["g ← REPLY 1 ok"]
+    assert world.turn(other.finishes(2, chunks=[1])) == ["g ← REPLY 1 ok after 1 events"]
+
+
+def test_if_that_is_the_first_one_the_second_is_told_to_stop(world: World):
+    w, other = hedged(world)
+    assert world.turn(w.streams(1, 1)) == [
+        "w2 ← CANCEL 1: another worker has begun to answer",
+        "g ← CHUNK 1: 1#0 'x'",
+    ]
+    assert world.turn(other.streams(2, 1)) == []
+    assert world.turn(other.finishes(2, statuses={0: Status.CANCELLED})) == []
+    assert world.turn(w.streams(1, 1, seq=1)) == ["g ← CHUNK 1: 1#1 'x'"]
+    assert world.turn(w.finishes(1, chunks=[2])) == ["g ← REPLY 1 ok after 2 events"]
+    assert not world.mesh.leases
+
+
+def test_a_task_that_waits_to_be_run_elsewhere_goes_back_to_who_speaks(world: World):
+    g, w = world.gateway(), world.worker(credit=1)
+    world.turn(g.submits(1, 2))
+    world.wait(12)
+    assert world.stage().queue.waiting == 2
+    assert world.turn(w.streams(1, 1)) == ["g ← CHUNK 1: 1#0 'x'"]
+    assert (world.stage().queue.waiting, world.stage().leased) == (1, 1)
+    assert world.turn(world.worker("w2").credits(1)) == ["w2 ← TASKS 2: 2"]
+    assert world.turn(w.finishes(1, chunks=[1, 0])) == ["g ← REPLY 1 ok after 1 events, 2 ok"]
+
+
+def test_a_task_whose_gateway_is_full_stays_where_it_is():
+    world = World(stage("speak"), answer_bytes_max=200)
+    g, w, other = world.gateway(), world.worker(credit=1), world.worker("w2", credit=0)
+    world.turn(g.submits(1))
+    world.turn(g.submits(2), other.credits(1))
+    world.turn(other.finishes(2, payload=bytes(300)), after=0.1)
+    world.wait(12)
+    assert world.task(1).state is TaskState.HELD
+    assert world.turn(w.streams(1, 1)) == []
+    assert world.turn(w.finishes(1)) == ["g ← REPLY 1 ok"]
+
+
+def test_a_row_that_was_answered_has_nothing_more_to_say():
+    """Its task waits again: it was in a batch that took too long, and is to be run alone."""
+    world = World(stage("speak", timeout_seconds=1.0))
+    g, w = world.gateway(), world.worker(credit=1)
+    world.turn(g.submits(1, 2))
+    world.turn(w.finishes(1, 0, statuses={0: Status.TIMEOUT}))
+    assert world.turn(w.streams(1, 1)) == []
+    assert world.turn(w.streams(1, 2)) == ["g ← CHUNK 1: 2#0 'x'"]
+
+
+def test_what_has_moved_on_meanwhile_is_not_taken_back():
+    world = World(stage("draft"), stage("speak"))
+    g, w = world.gateway(), world.worker(of="draft", credit=1)
+    world.turn(g.submits(1))
+    world.wait(12)
+    other = world.worker("w2", "draft")
+    assert world.turn(other.credits(1)) == ["w2 ← TASKS 2: 1"]
+    world.turn(other.finishes(2))
+    assert world.task(1).is_last_hop
+    assert world.turn(w.streams(1, 1)) == []
+    assert world.task(1).lease is None
 
 
 def test_what_the_other_one_finishes_without_a_word_counts_until_a_stream_has_begun(world: World):
@@ -228,6 +291,12 @@ def test_once_a_stream_has_begun_nobody_else_can_end_it(world: World):
     world.turn(other.streams(2, 1))
     assert world.turn(w.finishes(1)) == []
     assert world.turn(other.finishes(2, chunks=[1])) == ["g ← REPLY 1 ok after 1 events"]
+
+
+def test_a_success_whose_events_were_all_lost_does_not_end_what_another_has(world: World):
+    w, other = hedged(world)
+    assert world.turn(w.finishes(1, chunks=[3])) == []
+    assert world.turn(other.finishes(2)) == ["g ← REPLY 1 ok"]
 
 
 def test_events_for_a_former_broker_do_not_end_a_stream(world: World):

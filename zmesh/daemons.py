@@ -104,6 +104,11 @@ class Daemons:
     def pids(self) -> set[int]:
         return {daemon.pid for daemon in self._daemons.values() if daemon.pid is not None}
 
+    def start(self) -> None:
+        """Without an eye on them. Raises StartError."""
+        for daemon in self._daemons.values():
+            daemon.start()
+
     def watch(self, watches: Watches, ended: Callable[[str], object]) -> None:
         """Start the commands, and call `ended` with a sentence about each that ends. Raises StartError."""
         for daemon in self._daemons.values():

@@ -249,6 +249,8 @@ class Server:
         if current_verb.name == "check" or (current_verb.name == "run" and settings.dry_run):
             from zmesh.dryrun import dry_run
 
+            if self._daemons is not None:
+                self._daemons.start()
             dry_run(plan, settings, current_verb.app_path, current_verb.output)
             return 0
         from zmesh import agent

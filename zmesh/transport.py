@@ -45,6 +45,7 @@ __all__ = [
 Frames: TypeAlias = list[Payload]
 COPY_BYTES_MIN = 65536  # from this size on a frame is handed to libzmq and back without a copy
 IPC_PATH_BYTES_MAX = 107
+FRESH_TRIES_MAX = 100  # each is lost only to another run that starts in the same moment
 # Plain ints: to combine members of zmq's enums costs more than many a call into the library.
 AT_ONCE, AND_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 HAS_MORE, EVENTS, READABLE, WRITABLE = int(zmq.RCVMORE), int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.POLLOUT)
@@ -103,23 +104,34 @@ def private_directory(path: str = "") -> PrivateDirectory:
 
     Raises StartError when the path is too long for a socket, belongs to somebody else, or is in use.
     """
-    parent = Path(tempfile.gettempdir()) / f"zmesh-{os.getuid()}"
     if path:
         place = Path(path)
+        held = _hold(place, is_ours=not place.exists())
     else:
+        parent = Path(tempfile.gettempdir()) / f"zmesh-{os.getuid()}"
         _own(parent)
         _sweep(parent)
-        place = Path(tempfile.mkdtemp(dir=parent))
-    is_ours = not path or not place.exists()
+        for _ in range(FRESH_TRIES_MAX):
+            place = Path(tempfile.mkdtemp(dir=parent))
+            if held := _hold(place, is_ours=True):
+                break
+    if held is None:
+        raise StartError(f"the socket directory {place} is in use by another zmesh; give another --path")
+    return held
+
+
+def _hold(place: Path, *, is_ours: bool) -> PrivateDirectory | None:
+    """None when somebody else has its lock, or had it: a sweep takes what is not locked yet for what was left."""
     _own(place)
     if len(str(place)) + len("/front.s") > IPC_PATH_BYTES_MAX - 8:
         raise StartError(f"the socket directory {place} is too long for ipc sockets; give a shorter --path")
     lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(place / "lock")
     except OSError:
         os.close(lock)
-        raise StartError(f"the socket directory {place} is in use by another zmesh; give another --path") from None
+        return None
     return PrivateDirectory(place, lock, is_ours=is_ours)
 
 

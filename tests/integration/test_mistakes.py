@@ -475,6 +475,11 @@ SENDERS: dict[str, Send] = {
     "`x-request-timeout: -1`": with_time("-1"),
     "`x-request-timeout: nan`": with_time("nan"),
     "`x-request-timeout: 1_0`": with_time("1_0"),
+    "two `content-length` that differ": raw(request(b"{}", "content-length: 2", "content-length: 3")),
+    "a `content-length` beside `transfer-encoding: chunked`": raw(request(b"{}", "content-length: 2", CHUNKED)),
+    "two `host` headers": raw(request(b'{"x": 1}', "host: there")),
+    "a first line that is no request": raw(request(b'{"x": 1}', method="P ST")),
+    "a header without a name or a colon": raw(request(b'{"x": 1}', "colonless")),
     "a client that leaves while it waits": leaving,
 }
 

@@ -116,9 +116,6 @@ def way(*statuses: int) -> Callable[[Way], Way]:
     return keep
 
 
-# ── good ones ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
 @way(200)
 def a_good_request(asking: Asking) -> Seen:
     return asking.said(request(asking.body()))
@@ -298,9 +295,6 @@ def a_header_that_is_none(asking: Asking) -> Seen:
 def huge_headers(asking: Asking) -> Seen:
     many = [f"x-{number}: {'h' * 1000}" for number in range(HEADERS_MANY)]
     return asking.said(request(asking.body(), *many))
-
-
-# ── all of them ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass

@@ -323,6 +323,8 @@ def test_what_stands_in_the_file_by_hand(row: Row, terminal: Terminal):
 # ── what does not start ───────────────────────────────────────────────────────────────────────────────────────────
 
 LOGGED = re.compile(r"\d{4}-\d\d-\d\dT\S+Z (WARNING|ERROR) (agent|gateway) .*\n")
+# Of a worker, when three starts of a gateway take a busy machine that long: nothing that the mistake is about.
+SLOW = re.compile(r"\d{4}-\d\d-\d\dT\S+Z WARNING worker \S+ no word from the broker for \d+ s\n")
 
 
 @pytest.mark.parametrize("command", ["zmesh run", "python"])
@@ -332,7 +334,7 @@ def test_what_does_not_start(row: Row, command: str, terminal: Terminal):
     assert (ended.code, ended.out) == (int(row["code"]), ""), ended.err
     ends = [match.group() for match in LOGGED.finditer(ended.err) if match[2] == "agent"]
     assert ["started again" in line for line in ends] == [True, True, False], ended.err  # there is no fourth try
-    check_said(row, row.code("said"), LOGGED.sub("", ended.err))
+    check_said(row, row.code("said"), LOGGED.sub("", SLOW.sub("", ended.err)))
 
 
 def test_a_refusal_that_is_caught_changes_nothing(terminal: Terminal):

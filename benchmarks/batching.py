@@ -29,7 +29,7 @@ from pathlib import Path
 from benchmarks.report import conclude
 from benchmarks.simulated import Core, Crew, Load, World
 
-__all__ = ["Cell", "Job", "run_cells", "run_worst", "verdict"]
+__all__ = ["Cell", "Job", "measure", "run_cells", "verdict", "worst_jobs"]
 
 MAX_WAIT_SECONDS = 0.005
 FIXED_SECONDS = (0.0, 0.0005, 0.001, 0.002, 0.005)
@@ -231,6 +231,7 @@ WORST_SEEDS = {"one": 5, "two": 3}  # two stages take longer
 
 
 def worst_jobs() -> list[Job]:
+    """One worker, and the worst cells of the whole table, for `verdict`."""
     jobs = [
         Job(row, load, WORST_SEEDS[row], (tuple(window_ms / 1000 for window_ms in windows),))
         for row, load, windows in WORST_MS
@@ -239,11 +240,6 @@ def worst_jobs() -> list[Job]:
         for load, window_ms in zip(one_stage([1], [service_ms]), windows, strict=True):
             jobs.append(Job("one", load, windows=((window_ms / 1000,),)))
     return jobs
-
-
-def run_worst() -> list[Cell]:
-    """One worker, and the worst cells of the whole table, for `verdict`."""
-    return run_cells(worst_jobs())
 
 
 def verdict(cells: Sequence[Cell]) -> tuple[bool, str]:

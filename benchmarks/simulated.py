@@ -50,6 +50,7 @@ THINK_SECONDS = 250e-6
 START_SECONDS = 0.060  # clients start one by one: no policy may profit from a common start
 BURST_SECONDS = 0.002
 BURST_SIZES = (8, 32)
+ONLY, INLINE, OK = int(State.INGRESS | State.EGRESS), int(Kind.INLINE), int(Status.OK)
 
 
 @dataclass(frozen=True)
@@ -177,14 +178,7 @@ class Core:
 
     def submit(self, route: int, now: float) -> list[Started]:
         """One task."""
-        columns = Columns(
-            ids=[TaskId(self._task_count)],
-            states=[int(State.INGRESS | State.EGRESS)],
-            remaining_ms=[10**9],
-            attempts=[1],
-            kinds=[int(Kind.INLINE)],
-            payloads=[b""],
-        )
+        columns = Columns([TaskId(self._task_count)], [ONLY], [10**9], [1], [INLINE], [b""])
         self._task_count += 1
         return self._handle(TasksSubmitted(*self._gateway, Submit(self._paths[route], columns)), now)
 
@@ -194,8 +188,8 @@ class Core:
             epoch=self._epoch,
             lease=LeaseId(batch.lease),
             rows=list(range(count)),
-            statuses=[int(Status.OK)] * count,
-            kinds=[int(Kind.INLINE)] * count,
+            statuses=[OK] * count,
+            kinds=[INLINE] * count,
             payloads=[b""] * count,
             compute_us=int(service_seconds * 1e6),
         )
@@ -207,10 +201,9 @@ class Core:
     def _handle(self, event: DispatcherEvent, now: float) -> list[Started]:
         batches = []
         for effect in self._dispatcher.handle(event, now=now):
-            match effect:
-                case Send(session=session, message=Tasks() as tasks):
-                    self._leased[tasks.lease] = len(tasks.columns.ids)
-                    batches.append(Started(*self._numbers[session], tasks.lease, tasks.columns.ids))
+            if type(effect) is Send and type(tasks := effect.message) is Tasks:
+                self._leased[tasks.lease] = len(tasks.columns.ids)
+                batches.append(Started(*self._numbers[effect.session], tasks.lease, tasks.columns.ids))
         return batches
 
 
@@ -222,6 +215,7 @@ class World:
 
     def __init__(self, load: Load, core: Core, seed: int, tick_seconds: float = 0.0) -> None:
         self.load = load
+        self.last_stages = [path[-1] for path in load.paths]
         self.core = core
         self.random = Random(seed)
         self.speed = Random(seed)  # apart, so that the arrivals are the same whatever is decided
@@ -316,7 +310,7 @@ class World:
     def answer(self, batch: Started, service: float) -> None:
         for task in batch.tasks:
             asked, route = self.asked[task]
-            if self.load.paths[route][-1] == batch.stage:
+            if self.last_stages[route] == batch.stage:
                 self.reply(asked, route)
         self.perform(self.core.finished(batch, service, self.now))
 

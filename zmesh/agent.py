@@ -327,7 +327,7 @@ class Agent:
         """A daemon ended, and the app does not want to be without it."""
         self._heed_signals()  # a Ctrl-C goes to a daemon too, and then it is the reason
         if self._departure is None:
-            self._farewell = logs.last_words(f"{obituary}, and the server with it", "")
+            self._farewell = logs.last_words(f"{obituary}, and the server with it")
             self._drain_exit_code = StartError.exit_code
         self._drain(obituary)
 

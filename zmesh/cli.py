@@ -237,8 +237,10 @@ def gateway(user_args: tuple[str, ...], /, app: str | None, **options: Any) -> i
 @app_argument
 @click.pass_obj
 def check(user_args: tuple[str, ...], /, app: str | None, output: str, is_run: bool, **options: Any) -> int:
-    """Show the stages and routes of APP; start nothing, or with --run one worker of each stage for a moment. Of a file
-    that imports mosec, what to change in it."""
+    """Show the stages and routes of APP; start nothing, or with --run one worker of each stage for a moment.
+
+    Of a file that imports mosec: what to change in it.
+    """
     from zmesh import migration
 
     if changes := migration.report(_app_path(app), output):

@@ -29,7 +29,7 @@ LAST_REQUEST_SECONDS = 0.5  # for a request that is on its way when we stop, on 
 READER_SECONDS = 30.0
 
 
-class _TooLarge(Exception):
+class _Refused(Exception):
     """Ends the parser's work on this connection."""
 
 
@@ -39,7 +39,7 @@ class Connection(HttpToolsProtocol):
     _in_headers = False
     _size = 0  # bytes that came while headers were incomplete
     _patience: asyncio.TimerHandle | None = None
-    _is_too_large = False
+    _why_not: Refusal | None = None  # said of headers that the parser itself would take
     _is_refused = False
     _reader: asyncio.TimerHandle | None = None  # looks whether an answer is read
     _ahead: Any = None  # the request whose turn it is while others wait behind it: uvicorn looks at the last alone
@@ -96,8 +96,11 @@ class Connection(HttpToolsProtocol):
         if self._size > HEADER_BYTES_MAX:  # some of it may be body
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > HEADER_BYTES_MAX:
-                self._is_too_large = True
-                raise _TooLarge
+                self._why_not = _too_large()
+                raise _Refused
+        if [name for name, _ in self.headers].count(b"host") > 1:  # RFC 9112, section 3.2; the parser sees to lengths
+            self._why_not = Refusal(400, "bad request: more than one host header", close=True)
+            raise _Refused
         self.start_request()
 
     def start_request(self) -> None:
@@ -129,7 +132,7 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls when the parser gives up, also when it was us who stopped it."""
-        self._refuse(_too_large() if self._is_too_large else Refusal(400, msg, close=True))
+        self._refuse(self._why_not or Refusal(400, msg, close=True))
 
     def _give_up(self) -> None:
         self._refuse(

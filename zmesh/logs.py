@@ -187,7 +187,7 @@ def announce(logger: logging.Logger, text: str) -> None:
         sys.stdout.flush()
 
 
-def last_words(line: str, detail: str) -> str:
+def last_words(line: str, detail: str = "") -> str:
     """Why a program gives up, ready to be written when logging is over: `line`, and before it a traceback."""
     if is_json():
         said = logging.LogRecord("zmesh", logging.ERROR, "", 0, f"{line}\n{detail.rstrip()}".rstrip(), None, None)

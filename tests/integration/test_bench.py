@@ -397,7 +397,7 @@ def test_a_sweep_finds_the_knee_of_a_server_whose_capacity_is_known():
     with serving(answer) as server:
         arguments = [
             "--seconds",
-            "1.5",
+            "1",
             "--warmup",
             "0.3",
             "--timeout",

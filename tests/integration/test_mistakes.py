@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -125,6 +126,11 @@ def test_every_app_file_is_in_the_document():
 def test_every_row_about_http_has_a_way_to_send_it():
     assert {row.mistake for row in rows_of(OVER_HTTP)} == set(SENDERS)
     assert {row.mistake for row in rows_of(IN_A_WORKER)} == set(ROUTES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def begun(served: Served) -> None:
+    """From the first test of this file on the slow ones are slow, so that nobody has to wait for them at its end."""
 
 
 # ── a terminal ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -320,6 +326,8 @@ def test_what_stands_in_the_file_by_hand(row: Row, terminal: Terminal):
 # ── what does not start ───────────────────────────────────────────────────────────────────────────────────────────
 
 LOGGED = re.compile(r"\d{4}-\d\d-\d\dT\S+Z (WARNING|ERROR) (agent|gateway) .*\n")
+# Of a worker, when three starts of a gateway take a busy machine that long: nothing that the mistake is about.
+SLOW = re.compile(r"\d{4}-\d\d-\d\dT\S+Z WARNING worker \S+ no word from the broker for \d+ s\n")
 
 
 @pytest.mark.parametrize("command", ["zmesh run", "python"])
@@ -329,7 +337,7 @@ def test_what_does_not_start(row: Row, command: str, terminal: Terminal):
     assert (ended.code, ended.out) == (int(row["code"]), ""), ended.err
     ends = [match.group() for match in LOGGED.finditer(ended.err) if match[2] == "agent"]
     assert ["started again" in line for line in ends] == [True, True, False], ended.err  # there is no fourth try
-    check_said(row, row.code("said"), LOGGED.sub("", ended.err))
+    check_said(row, row.code("said"), LOGGED.sub("", SLOW.sub("", ended.err)))
 
 
 @each(IN_A_DRY_RUN)
@@ -479,6 +487,11 @@ SENDERS: dict[str, Send] = {
     "headers over 64 KiB": raw(request(b"", *(f"x-{number}: {'h' * 1000}" for number in range(100)))),
     "chunks that are none": raw(request(b"chunk\r\n", CHUNKED)),
     "a `content-length` that is no number": raw(request(b"{}", "content-length: two")),
+    "two `content-length` that differ": raw(request(b"{}", "content-length: 2", "content-length: 3")),
+    "a `content-length` beside `transfer-encoding: chunked`": raw(request(b"{}", "content-length: 2", CHUNKED)),
+    "two `host` headers": raw(request(b'{"x": 1}', "host: there")),
+    "a first line that is no request": raw(request(b'{"x": 1}', method="P ST")),
+    "a header without a name or a colon": raw(request(b'{"x": 1}', "colonless")),
     "bytes that are not HTTP": raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
     "`x-request-timeout: soon`": with_time("soon"),
     "`x-request-timeout: 0`": with_time("0"),
@@ -496,6 +509,11 @@ class Served:
     mesh: RunningMesh
     neighbour: http.client.HTTPConnection
     slow: dict[str, Client]
+
+    def being_read(self) -> int:
+        """Requests whose body is still slow: neither refused nor given up."""
+        client = self.slow[SLOW_BODY].socket
+        return int(client.fileno() >= 0 and not select.select([client], [], [], 0)[0])
 
     def check_neighbour(self) -> None:
         answer = exchange(self.neighbour, "POST", "/inference", b'{"x":1}')
@@ -588,6 +606,5 @@ def test_what_is_sent(row: Row, served: Served):
     if client.socket.fileno() >= 0:
         assert client.is_closed() if row["connection"] == "closed" else client.is_open()
         client.socket.close()
-    others = int(served.slow[SLOW_BODY].socket.fileno() >= 0)  # headers alone are no request yet
-    wait_until(lambda: in_flight(served.mesh) == (others, 0), 10, "nothing to be left of it")
+    wait_until(lambda: in_flight(served.mesh) == (served.being_read(), 0), 10, "nothing to be left of it")
     assert served.mesh.log().count("Traceback") == before, served.mesh.log()[-3000:]

@@ -5,12 +5,13 @@ The whole table, with the commands, is `./scripts/bench batching`.
 
 import pytest
 
-from benchmarks.batching import run_worst, verdict
+from benchmarks.batching import verdict
+from tests.simulation.ahead import Played
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_the_rule_keeps_its_bars_where_it_is_weakest() -> None:
-    good, sentence = verdict(run_worst())
+def test_the_rule_keeps_its_bars_where_it_is_weakest(played: Played) -> None:
+    good, sentence = verdict(played.cells)
     print(sentence)
     assert good, sentence

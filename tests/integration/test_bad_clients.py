@@ -1,0 +1,18 @@
+"""Everything that clients do wrong, at once: each gets a clear answer, and nothing of it is left behind."""
+
+import secrets
+
+import pytest
+
+from tests.integration.bad_clients import WAYS, run
+
+COUNT = 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+def test_bad_clients_harm_nobody_and_leave_nothing_behind(lane: str) -> None:
+    """`python -m tests.integration.bad_clients` sends 10 000, or again what a seed sent."""
+    seed = secrets.randbelow(2**32)
+    storm = run(COUNT, seed, lane)
+    assert {name for name in WAYS if any(seen.startswith(f"{name}: ") for seen in storm.seen)} == set(WAYS)

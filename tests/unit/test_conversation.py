@@ -228,7 +228,7 @@ def test_the_log_of_a_broker_and_its_peers_reads_like_a_conversation(tmp_path: P
         await until(lambda: bool(line.receive()))
         stranger = sockets.dealer(front)
         held.callback(stranger.close)
-        stranger.send(encode(Goodbye([]), SessionId(99)))
+        await until(lambda: stranger.send(encode(Goodbye([]), SessionId(99))))  # not before there is a connection
         await until(lambda: "> a stranger REFUSE UNKNOWN_PEER: say HELLO again" in lines())
         port.close()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Container, Mapping
 from time import monotonic
+from typing import Any
 
 from tests.chaos.layouts import FARM, is_alive
 from tests.chaos.proofs.few import lines_of, lonely
@@ -24,6 +26,8 @@ def agent_killed(found: Findings) -> None:
             it.wait_served(300)
             victim = it.mesh.programs["others"].process
             family = children(victim.pid)
+            # Who has two leases runs one of them: between two batches a worker has nothing that could be cut short.
+            wait_until(lambda those=family: _has_two_leases(it.mesh.snapshot(), those), BACK_SECONDS, "a worker at work")
             at = monotonic()
             victim.kill()
             victim.wait()
@@ -49,6 +53,10 @@ def agent_killed(found: Findings) -> None:
             f"kill, all {len(inside)} that were in the mesh within {max(r.done - at for r in inside):.2f} s",
         )
     found.hold(deaths == 0, f"{deaths} deaths charged")
+
+
+def _has_two_leases(mesh: Mapping[str, Any], pids: Container[int]) -> bool:
+    return any(w["leases"] > 1 for stage in mesh["stages"] for w in stage["workers"] if w["pid"] in pids)
 
 
 def native_loop(found: Findings) -> None:

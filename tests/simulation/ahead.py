@@ -1,7 +1,8 @@
 """The worlds and the table of batching, played in processes of their own from the beginning of a run of pytest.
 
-Unit tests need one processor. These need all there are and nobody's attention, so they begin as early and give way to
-everybody; the tests of this layer wait for what is left of them. Chosen alone, they begin just the same.
+Unit tests need one processor, and tests of real processes mostly wait. These need all there is and nobody's attention,
+so they begin first and run only where nobody else wants to run; their own tests come late, and wait for what is left.
+Chosen alone, they begin just the same.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from tests.simulation.sweep import parted, play
 __all__ = ["SEEDS", "Ahead", "Played"]
 
 SEEDS = (*range(200), 477)  # in none of the first 200 does a late success move on a task that is HELD
-POLITENESS = 10
 SECONDS_MAX = 480.0
 REPOSITORY = Path(__file__).parents[2]
 
@@ -59,15 +59,11 @@ class Ahead:
             stderr=self._log,
             start_new_session=True,
         )
-        self._be_polite(POLITENESS)
-
-    def _be_polite(self, by: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it is over; or only root may be less polite
-            os.setpriority(os.PRIO_PGRP, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + by)
+        with contextlib.suppress(ProcessLookupError):  # it is over
+            os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))  # as will be its children
 
     def played(self) -> Played:
         """Waits until everything was played. AssertionError when that failed."""
-        self._be_polite(0)
         code = self._process.wait(SECONDS_MAX)
         self._log.seek(0)
         assert code == 0, f"what was played ahead ended with {code}:\n{self._log.read().decode(errors='replace')}"

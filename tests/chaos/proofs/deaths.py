@@ -27,7 +27,9 @@ def agent_killed(found: Findings) -> None:
             victim = it.mesh.programs["others"].process
             family = children(victim.pid)
             # Who has two leases runs one of them: between two batches a worker has nothing that could be cut short.
-            wait_until(lambda those=family: _has_two_leases(it.mesh.snapshot(), those), BACK_SECONDS, "a worker at work")
+            wait_until(
+                lambda those=family: _has_two_leases(it.mesh.snapshot(), those), BACK_SECONDS, "a worker at work"
+            )
             at = monotonic()
             victim.kill()
             victim.wait()

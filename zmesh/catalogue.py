@@ -103,7 +103,7 @@ def problem_of(kind: str, name: str, help: str, labels: Sequence[str], buckets: 
         return f"cannot end in {base[base.rindex('_') :]}, which the format uses itself"
     if base in _TAKEN:
         return "is one of zmesh's own; call yours otherwise"
-    if not help or len(help) > HELP_CHARACTERS_MAX:
+    if not help or len(help) > HELP_CHARACTERS_MAX or help.encode(errors="replace").decode() != help:
         return f"needs a help text of at most {HELP_CHARACTERS_MAX} characters"
     if len(labels) > LABELS_MAX or len(set(labels)) < len(labels):
         return f"may have {LABELS_MAX} labels, no two alike, not {', '.join(labels)}"

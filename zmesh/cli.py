@@ -243,7 +243,7 @@ def check(user_args: tuple[str, ...], /, app: str | None, output: str, is_run: b
     """
     from zmesh import migration
 
-    if changes := migration.report(_app_path(app), output):
+    if not is_run and (changes := migration.report(_app_path(app), output)):
         click.echo(changes)
         return StartError.exit_code
     return _execute("check", app, user_args, {**_given(options), "dry_run": is_run}, output=output)

@@ -236,12 +236,7 @@ OPTIONS: tuple[Option, ...] = (
         verbs=WORKERS,
     ),
     Option("debug", "flag", "the same as --log-level debug"),
-    Option(
-        "log_level",
-        "choice",
-        "how much to say",
-        choices=("debug", "info", "warning", "error"),
-    ),
+    Option("log_level", "choice", "how much to say", choices=("debug", "info", "warning", "error")),
     Option(
         "log_format",
         "choice",
@@ -359,9 +354,12 @@ def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Se
             raise ValueError(f"there is no setting named {name!r}; known are {', '.join(sorted(known))}")
     values = {name: value for name, value in given.items() if value is not None}
     for option in OPTIONS:
-        if option.name == "debug" and "log_level" in given:
-            continue  # what was given counts more than a variable that says the same in another word
-        if option.name not in values and (variable := option.set_by(environ)):
+        variable = option.set_by(environ)
+        if option.name == "debug" and (
+            "log_level" in given or (variable == option.twin and "ZMESH_LOG_LEVEL" in environ)
+        ):
+            continue  # it says the same in another word, and the other word counts more
+        if option.name not in values and variable:
             values[option.name] = _read(option, variable, environ[variable])
     return Settings(**values)  # type: ignore[arg-type]
 

@@ -38,6 +38,7 @@ class Daemon:
     name: str
     process: DaemonProcess
     pidfd: int = -1
+    has_group: bool = False  # a command has a process group of its own, and all of it is meant
 
     @property
     def pid(self) -> int | None:
@@ -58,6 +59,7 @@ class Daemon:
         if not isinstance(self.process, subprocess.Popen | BaseProcess):
             try:
                 self.process = subprocess.Popen(self.process, stdin=subprocess.DEVNULL, start_new_session=True)
+                self.has_group = True
             except OSError as error:
                 raise StartError(f"daemon {self.name} cannot be started: {error.strerror}: {error.filename}") from error
         if self.pid is None:
@@ -72,13 +74,19 @@ class Daemon:
             return
         pidfd = os.pidfd_open(self.pid) if self.pidfd < 0 else self.pidfd
         for number in (signal.SIGTERM, signal.SIGKILL):
-            signal.pidfd_send_signal(pidfd, number)
+            self._send(number, pidfd)
             if is_ready(pidfd, monotonic() + LEAVE_SECONDS):
                 break
             log.warning("daemon %s does not heed %s", self.name, number.name)
         os.close(pidfd)
         self.pidfd = -1
         self.exit_code()
+
+    def _send(self, number: signal.Signals, pidfd: int) -> None:
+        if self.has_group and self.pid is not None:
+            os.killpg(self.pid, number)  # which is still its own: nobody has waited for it
+        else:
+            signal.pidfd_send_signal(pidfd, number)
 
 
 class Daemons:
@@ -114,7 +122,7 @@ class Daemons:
         for daemon in self._daemons.values():
             daemon.start()
             assert daemon.pid is not None, "it was started"
-            self._lifelines += end_with_us(daemon.pid)
+            self._lifelines += end_with_us(-daemon.pid if daemon.has_group else daemon.pid)
             watches.add(daemon.pidfd, partial(self._bury, daemon, watches, ended))
 
     def _bury(self, daemon: Daemon, watches: Watches, ended: Callable[[str], object]) -> None:

@@ -51,7 +51,7 @@ class Emitter:
     def __init__(self, worker: SSEWorker, alarms: Alarms) -> None:
         self._worker, self._alarms = worker, alarms
         self._is_batch, self._process = worker.max_batch_size > 1, os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of logs or signals may speak too
         self._say: Callable[[RowsStreamed], None] | None = None
         self._listen: Callable[[], None] = _nothing
         self._said: set[int] = set()

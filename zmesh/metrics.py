@@ -28,7 +28,7 @@ __all__ = ["BUCKETS", "Counter", "Gauge", "Histogram", "Metrics", "metrics_of"]
 
 BUCKETS = tuple(0.001 * 2**power for power in range(17))  # 1 ms to 65.5 s, as zmesh's own durations
 FAMILIES_MAX = 64  # of one worker
-REPORT_CHARACTERS_MAX = 48 * 1024  # what is left over goes with the next one
+REPORT_CHARACTERS_MAX = 40 * 1024  # what is left over goes with the next one
 COMPLAINTS_MAX = 64
 LARGEST = 1e250  # of one value: above it, sums may not stay finite
 LABELLED = -1  # the number of what stands for a family with labels and has no value itself
@@ -189,6 +189,7 @@ class _Family:
     def _add(self, key: tuple[str, ...]) -> _Series:
         if len(key) != len(self.labels):
             raise self.wrong(", ".join(map(repr, key)) or "none")
+        key = tuple([value.encode(errors="replace").decode() for value in key])  # JSON knows text that UTF-8 does not
         book = self._book
         with book.lock:
             is_long = max(map(len, key), default=0) > VALUE_CHARACTERS_MAX

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import re
+import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,15 +79,19 @@ def _of_files(path: Path, seen: set[Path]) -> Iterator[Finding]:
         return
     seen.add(path)
     try:
-        source = path.read_text(encoding="utf-8")
+        with tokenize.open(path) as file:  # in the encoding that it names
+            source = file.read()
         tree = ast.parse(source)
     except (OSError, ValueError, SyntaxError):
         return  # whoever runs it will say so
     yield from findings(source, str(path))
-    for module in sorted({name.partition(".")[0] for node in ast.walk(tree) for name in _modules(node)}):
-        for near in (path.parent / f"{module}.py", path.parent / module / "__init__.py"):
-            if near.is_file():
-                yield from _of_files(near, seen)
+    for module in sorted({name for node in ast.walk(tree) for name in _modules(node)}):
+        parts = module.split(".")
+        for length in range(1, len(parts) + 1):
+            near = path.parent.joinpath(*parts[:length])
+            for file_of_it in (near.with_name(f"{near.name}.py"), near / "__init__.py"):
+                if file_of_it.is_file():
+                    yield from _of_files(file_of_it, seen)
 
 
 def _modules(node: ast.AST) -> list[str]:

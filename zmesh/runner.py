@@ -164,7 +164,7 @@ class BatchRunner:
         if again and self._emitter is not None and (told := self._emitter.has_said(rows)):
             self._fail(part, told, error)
             rest = [row for row in rows if row not in told]
-            return [_Part(part.lease, rest, part.ends_at)] if rest else []
+            return [_Part(part.lease, rest)] if rest else []
         if len(rows) == 1 or not again:
             self._fail(part, rows, error)
             return []

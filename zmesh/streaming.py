@@ -59,7 +59,7 @@ class Stream:
         piece = event(payload)
         if self._bytes and self._bytes + len(piece) > BUFFER_BYTES_MAX:
             self._give_up(f"its reader is too slow: more than {BUFFER_BYTES_MAX} bytes wait for it")
-        elif not self._calls.buffer(self._call, len(piece)):
+        elif not self._calls.buffer(self._call, len(piece)) and self._bytes:  # who keeps up is not to blame
             self._give_up("its reader is too slow, and the gateway is full")
         else:
             self._unsent.append(piece)

@@ -100,6 +100,7 @@ def test_debug_is_the_log_level_debug_unless_a_level_was_given():
     assert settings_from({}, {"MOSEC_DEBUG": "1"}).log_level == "debug"
     assert settings_from({}, {"MOSEC_DEBUG": "false"}).log_level == "info"
     assert settings_from({"log_level": "error"}, {"ZMESH_DEBUG": "1"}).log_level == "error"
+    assert settings_from({}, {"MOSEC_DEBUG": "1", "ZMESH_LOG_LEVEL": "warning"}).log_level == "warning"
     assert Settings.from_json(Settings(debug=True).to_json()).log_level == "debug"
 
 

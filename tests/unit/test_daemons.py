@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +107,22 @@ def test_a_command_is_started_in_a_session_of_its_own_and_ends_with_the_rest(sle
     daemons.end()
     assert sleeper.returncode == -signal.SIGTERM and not is_running(command)
     daemons.end()  # harmless
+
+
+@pytest.mark.parametrize("how", ["asked", "killed"])
+def test_what_a_command_has_started_ends_with_it(how: str, tmp_path: Path):
+    told = tmp_path / "pid"
+    daemons = daemons_of(["sh", "-c", f"sleep 60 & echo $! > {told}.new; mv {told}.new {told}; wait"])
+    daemons.watch(Watches(Poller()), lambda said: None)
+    wait_until(told.exists, 10, "what it starts")
+    if how == "killed":
+        for fd in daemons._lifelines:  # as it is when we are gone
+            os.close(fd)
+        daemons._lifelines = []
+    else:
+        daemons.end()
+    wait_until(lambda: not is_running(int(told.read_text())), 10, "its end")
+    daemons.end()
 
 
 def test_a_command_that_is_not_there_is_one_sentence():

@@ -199,6 +199,18 @@ def test_a_label_value_that_is_too_long_is_not_shown(caplog: pytest.LogCaptureFi
     assert "is longer than 128 characters, and is not shown" in caplog.text
 
 
+def test_a_label_value_that_utf8_cannot_say_is_shown_with_a_question_mark():
+    """JSON from a client may have one, and who shows metrics must be able to write it."""
+    metrics = Metrics()
+    counter = metrics.counter("c", "C", ["model"])
+    counter.labels("\ud800x").inc()
+    assert counter.labels(model="\ud800x").inc() is None and counter.labels("?x").value == 2
+    (defined,) = said(metrics.report(1))[1].values()
+    assert defined[4] == ["?x"]
+    with pytest.raises(DeclarationError, match="needs a help text"):
+        metrics.counter("d", "\ud800")
+
+
 def test_one_metric_too_many_counts_and_is_not_shown_and_that_is_said_once(caplog: pytest.LogCaptureFixture):
     metrics = Metrics()
     for number in range(FAMILIES_MAX):

@@ -168,6 +168,20 @@ def test_modules_beside_the_file_are_read_too_and_none_twice(check: Callable[...
     assert said.count("__init__.py, line 1:  import mosec") == 1
 
 
+def test_a_module_of_a_package_is_read_too_whatever_its_encoding(check: Callable[..., str], tmp_path: Path):
+    (tmp_path / "app.py").write_text("from parts.workers import W\n", encoding="utf-8-sig")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "workers.py").write_bytes(b"# coding: latin-1\nimport mosec  # \xe9\n")
+    assert "workers.py, line 2:  import mosec" in check()
+
+
+def test_a_dry_run_of_what_can_go_without_mosec_goes_on(check: Callable[..., str], tmp_path: Path):
+    source = "try:\n    import mosec\nexcept ImportError:\n    import zmesh as mosec\n"
+    worker = "class W(mosec.Worker):\n    example = 1\n    def forward(self, data): return data\n"
+    (tmp_path / "app.py").write_text(f"{source}{worker}server = mosec.Server()\nserver.append_worker(W)\n")
+    assert "W" in check("--run", code=0)
+
+
 def test_a_file_for_zmesh_is_checked_as_ever(check: Callable[..., str], tmp_path: Path):
     source = "from zmesh import Server, Worker\nclass W(Worker):\n    def forward(self, data): return data\n"
     (tmp_path / "app.py").write_text(f"{source}server = Server()\nserver.append_worker(W)\n")

@@ -229,6 +229,30 @@ def test_a_flag_beats_a_variable_beats_a_keyword_beats_the_default(agent: Agent,
     assert settings.stage == ("Classify:2",) and settings.user_args == ("--model", "x")
 
 
+@pytest.mark.parametrize(
+    ("keywords", "environ", "flags", "level"),
+    [
+        ({"debug": True}, {}, {"log_level": "error"}, "error"),
+        ({"debug": True}, {"ZMESH_LOG_LEVEL": "error"}, {}, "error"),
+        ({"log_level": "error"}, {"ZMESH_DEBUG": "1"}, {}, "debug"),
+        ({"log_level": "error"}, {}, {"debug": True}, "debug"),
+        ({"debug": True}, {}, {}, "debug"),
+    ],
+)
+def test_debug_and_the_log_level_are_one_setting(
+    agent: Agent,
+    monkeypatch: pytest.MonkeyPatch,
+    keywords: dict[str, Any],
+    environ: dict[str, str],
+    flags: dict[str, Any],
+    level: str,
+):
+    monkeypatch.setattr(server_module.os, "environ", environ)
+    current_verb.become("run", app_path="app.py", given=flags)
+    server_with(Classify, **keywords).run()
+    assert agent.ran[0][1].log_level == level
+
+
 def test_mosecs_variables_stand_in_for_ours_and_a_line_says_so(
     agent: Agent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

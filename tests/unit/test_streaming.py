@@ -454,6 +454,20 @@ def test_when_the_gateway_is_full_who_does_not_read_goes_first():
     play(main)
 
 
+def test_when_the_gateway_is_full_who_keeps_up_goes_on():
+    async def main(scene: Scene) -> None:
+        reader, task = await scene.ask()
+        await until(lambda: reader.is_answered)
+        scene.gateway.calls._bytes_max = 1
+        scene.broker.says("keeps up")
+        await until(lambda: "keeps up" in reader.said)
+        scene.broker.ends()
+        await task
+        assert scene.broker.cancelled == [] and scene.counted() == {200: 1}
+
+    play(main)
+
+
 # ── through uvicorn ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -152,6 +152,7 @@ class Meters:
             VALUE_CHARACTERS_MAX
         ):
             raise TypeError("texts must be short texts")
+        "".join((help, *given)).encode()  # a ValueError for what UTF-8 cannot say, and so nobody could be shown
         family = _Family(kind, name, help, tuple(labels), tuple(_numbers(buckets)))
         key = (stage, worker, *given) if kind == "gauge" else (stage, *given)
         known = self._family(stage, family)

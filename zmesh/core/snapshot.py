@@ -60,11 +60,14 @@ def snapshot_json(mesh: Mesh) -> str:
 
 
 def _shortened(whole: dict[str, Any]) -> str:
-    """As text that one message can carry: in a mesh of thousands of workers without what each of them did,
-    and without the metrics of user code."""
+    """As text that one message can carry: if need be without the metrics of user code, and in a mesh of thousands of
+    workers without what each of them did."""
     text = json.dumps(whole)
     if len(text) > LONG_TEXT_BYTES_MAX:
-        text = json.dumps({**whole, "metrics": [], "stages": [{**stage, "tallies": {}} for stage in whole["stages"]]})
+        whole = {**whole, "metrics": []}
+        text = json.dumps(whole)
+    if len(text) > LONG_TEXT_BYTES_MAX:
+        text = json.dumps({**whole, "stages": [{**stage, "tallies": {}} for stage in whole["stages"]]})
     return text
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.unit.core.world import SEGFAULT, World, stage
 from zmesh.core.replies import ROW_BYTES
 from zmesh.messages import LONG_TEXT_BYTES_MAX
@@ -108,3 +110,18 @@ def test_answers_that_are_kept_and_tasks_that_are_held_back_are_shown():
     shown = seen(world)
     assert (shown["counters"]["kept_replies"], shown["counters"]["kept_bytes"]) == (1, 5 + ROW_BYTES)
     assert (shown["stages"][0]["held"], shown["stages"][0]["queued"]) == (2, 0)
+
+
+def test_metrics_of_user_code_go_before_what_the_workers_did_when_a_snapshot_is_too_long():
+    world = World(stage("embed", max_batch_size=2))
+    gateway = world.gateway()
+    world.worker("w1", credit=1)
+    world.turn(gateway.submits(1))
+    long, none = [{"name": "x" * LONG_TEXT_BYTES_MAX}], {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.mesh.meters, "snapshot", lambda: long)
+        shown = seen(world)
+        assert shown["metrics"] == [] and shown["stages"][0]["tallies"] != none
+        patch.setattr("zmesh.core.snapshot.LONG_TEXT_BYTES_MAX", 10)
+        shown = seen(world)
+        assert shown["metrics"] == [] and shown["stages"][0]["tallies"] == none

@@ -116,6 +116,9 @@ class SSEWorker(Worker):
         """Send one event to the client of item `index` of the batch. Never waits for that client.
 
         Nothing is sent when `text` is empty, nor to a client that left or whose time is over.
+
+        Threads that `forward` starts may call this, and have to be over when it returns: the next batch has other
+        clients.
         """
         if self._emit is None:
             raise RuntimeError(

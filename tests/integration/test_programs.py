@@ -58,6 +58,7 @@ def test_a_broker_that_is_told_to_stop_leaves_its_work_to_the_next_one() -> None
         )
         worker = running.enter_context(host.program("worker", APP, "--connect", bind))
         host.wait_ready(http)
+        wait_until(lambda: workers(host, http) == [2, 2])
         pids = sorted(one["pid"] for stage in stages(host, http) for one in stage["workers"])
 
         def replace() -> None:

@@ -33,7 +33,7 @@ from zmesh.core.restarts import FAILED_STARTS_MAX, Deeds, Restarts
 from zmesh.crashing import check, crash_at
 from zmesh.daemons import Daemons
 from zmesh.errors import DrainExpired, NeverReady, StartError
-from zmesh.hosting import HeavyBatches, Search, class_name, curl_data
+from zmesh.hosting import HeavyBatches, Search, curl_data, stage_called
 from zmesh.household import Departure, House, Household, household, welcome
 from zmesh.line import line_class
 from zmesh.messages import Goodbye, Kill, PeerId
@@ -233,10 +233,11 @@ class Agent:
         slot.start_at = now + slot.restarts.died(slot.worker_id, deeds, now)
         is_start = not self._was_ready and self._settings.on_start_failure == "exit" and self._departure is None
         if is_start and deeds is Deeds.NONE and slot.restarts.failed_starts >= FAILED_STARTS_MAX:
+            what = stage_called(slot.stage) if slot.stage else f"the {slot.role}"
             why = child.failure_line or f"it ended before it was ready: {signal_name(code)}"
             exit_code = NeverReady.exit_code if slot.stage else StartError.exit_code
             log.warning("%s", slot.obituary(code))
-            self._give_up(exit_code, f"{_called(slot)} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
+            self._give_up(exit_code, f"{what} failed to start {FAILED_STARTS_MAX} times: {why}", child.failure)
             return
         wait = slot.start_at - now
         again = f"in {wait:.1f} s" if wait >= 0.05 else "at once"
@@ -354,14 +355,6 @@ class Agent:
         else:
             log.error("the time to drain is over and accepted requests are left; everything ends now")
             self._exit_code = DrainExpired.exit_code
-
-
-def _called(slot: Slot) -> str:
-    """With the name of its class, if that is another."""
-    if slot.stage is None:
-        return f"the {slot.role}"
-    name, of_class = slot.stage.name, class_name(slot.stage)
-    return f"stage {name}" if of_class == name else f"stage {name} ({of_class})"
 
 
 def obey(kill: Kill, slots: Sequence[Slot]) -> None:

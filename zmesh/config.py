@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 __all__ = [
@@ -35,6 +35,7 @@ KIB, MIB = 1024, 1024 * 1024
 STATUS_URL = "http://127.0.0.1:8000"  # of a gateway that was given neither host nor port
 DRAIN_SAY_SECONDS = 1.0  # between two lines of somebody who was told to drain, about what is left
 GATEWAYS_MAX = 64  # one wakes for every new connection, and so do all others
+SAME = frozenset({"debug", "log_level"})  # one setting by two words: who has said one has said both
 LARGEST = 10**12  # of any number that a user gives; thirty years in ms, and it fits into every message
 
 
@@ -176,10 +177,6 @@ class Option:
         name = "address" if self.name == "host" else self.name
         return f"MOSEC_{name.upper()}" if self.name in READ_BY_MOSEC else ""
 
-    def set_by(self, environ: Mapping[str, str]) -> str:
-        """The variable that speaks for it: ours if it is set, else mosec's; empty when neither says anything."""
-        return next((name for name in (self.variable, self.twin) if environ.get(name)), "")
-
 
 READ_BY_MOSEC = frozenset(
     {"host", "path", "capacity", "timeout", "port", "namespace", "debug", "log_level", "dry_run", "max_request_size"}
@@ -289,17 +286,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.debug:
             object.__setattr__(self, "log_level", "debug")
-        least = {
-            "port": 0,
-            "gateways": 1,
-            "connect_timeout": 0,
-            "capacity": 1,
-            "timeout": 1,
-            "drain_timeout": 0,
-            "wait": 0,
-            "restarts_per_minute": 0,
-            "max_request_size": 1,
-        }
+        least = dict.fromkeys(("port", "connect_timeout", "drain_timeout", "wait", "restarts_per_minute"), 0)
+        least |= dict.fromkeys(("gateways", "capacity", "timeout", "max_request_size"), 1)
         for name, minimum in least.items():
             value = getattr(self, name)
             if value < minimum:
@@ -333,44 +321,52 @@ class Settings:
     @staticmethod
     def from_json(text: str) -> Settings:
         data = json.loads(text)
-        return Settings(
-            **{
-                **data,
-                "stage": tuple(data["stage"]),
-                "user_args": tuple(data["user_args"]),
-            }
-        )
+        return Settings(**{**data, "stage": tuple(data["stage"]), "user_args": tuple(data["user_args"])})
 
 
-def settings_from(given: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """Settings from what was given (flags or keywords), else `ZMESH_*` variables, else mosec's, else defaults.
+def settings_from(
+    given: Mapping[str, object], environ: Mapping[str, str], declared: Mapping[str, object] | None = None
+) -> Settings:
+    """Settings from flags, else `ZMESH_*` variables, else mosec's, else keywords of a `Server`, else defaults.
 
-    `given` maps names of `Settings` fields to values; None means not given. Raises ValueError with a readable sentence
-    for an unknown name or a value that cannot be read.
+    `given` and `declared` map names of `Settings` fields to values; None means not given. Raises ValueError with a
+    readable sentence for an unknown name or a value that cannot be read.
     """
     known = {f.name for f in fields(Settings)}
     for name in given:
         if name not in known:
             raise ValueError(f"there is no setting named {name!r}; known are {', '.join(sorted(known))}")
     values = {name: value for name, value in given.items() if value is not None}
-    for option in OPTIONS:
-        variable = option.set_by(environ)
-        if option.name == "debug" and (
-            "log_level" in given or (variable == option.twin and "ZMESH_LOG_LEVEL" in environ)
-        ):
-            continue  # it says the same in another word, and the other word counts more
-        if option.name not in values and variable:
-            values[option.name] = _read(option, variable, environ[variable])
+    counting = _counting(values, environ)
+    values |= {option.name: _read(option, variable, environ[variable]) for option, variable in counting}
+    values |= {name: value for name, value in (declared or {}).items() if not _is_said(name, set(values))}
     return Settings(**values)  # type: ignore[arg-type]
 
 
 def notices(given: Mapping[str, object], environ: Mapping[str, str]) -> list[str]:
     """A line for each variable of mosec that counts because neither its flag was given nor ours is set."""
     return [
-        f"using {option.twin}={environ[option.twin]}; {option.variable} is its name here"
-        for option in OPTIONS
-        if option.name not in given and option.twin and option.set_by(environ) == option.twin
+        f"using {variable}={environ[variable]}; {option.variable} is its name here"
+        for option, variable in _counting(given, environ)
+        if variable == option.twin
     ]
+
+
+def _counting(said: Collection[str], environ: Mapping[str, str]) -> list[tuple[Option, str]]:
+    """The variables that count beside these settings: ours before mosec's."""
+    found: list[tuple[Option, str]] = []
+    for kind in ("variable", "twin"):
+        before = {*said, *(option.name for option, _ in found)}
+        found += [
+            (option, getattr(option, kind))
+            for option in OPTIONS
+            if environ.get(getattr(option, kind)) and not _is_said(option.name, before)
+        ]
+    return found
+
+
+def _is_said(name: str, said: Collection[str]) -> bool:
+    return name in said or (name in SAME and not SAME.isdisjoint(said))
 
 
 def _read(option: Option, variable: str, text: str) -> object:

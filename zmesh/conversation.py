@@ -27,6 +27,7 @@ from zmesh.messages import (
     Kill,
     LeaseId,
     Message,
+    PeerId,
     Refuse,
     Reply,
     Results,
@@ -39,7 +40,7 @@ from zmesh.messages import (
     Welcome,
 )
 
-__all__ = ["Conversation", "greeter", "task_name", "words"]
+__all__ = ["Conversation", "called", "greeter", "task_name", "words"]
 
 SHOWN_MAX = 8  # tasks, or runs of them, that one line names
 PEERS_MAX = 4096  # whose last CREDIT is remembered
@@ -73,16 +74,21 @@ class Conversation:
         return words(credit) != former
 
 
+def called(role: Role, peer: PeerId, host: str, worker: str) -> str:
+    """`worker` is its stage and number, of a worker."""
+    match role:
+        case Role.WORKER:
+            return worker
+        case Role.GATEWAY:
+            return f"gateway {peer[:4].hex()}"  # with which the names of its tasks begin
+        case Role.AGENT:
+            return f"agent {host}"
+    return role.name.lower()
+
+
 def greeter(hello: Hello) -> str:
     """How whoever says this is called."""
-    match hello.role:
-        case Role.WORKER:
-            return f"{hello.stage}/{hello.worker_id}"
-        case Role.GATEWAY:
-            return f"gateway {hello.peer[:4].hex()}"  # with which the names of its tasks begin
-        case Role.AGENT:
-            return f"agent {hello.host}"
-    return hello.role.name.lower()
+    return called(hello.role, hello.peer, hello.host, f"{hello.stage}/{hello.worker_id}")
 
 
 def task_name(task: TaskId) -> str:

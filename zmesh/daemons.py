@@ -78,13 +78,15 @@ class Daemon:
             if is_ready(pidfd, monotonic() + LEAVE_SECONDS):
                 break
             log.warning("daemon %s does not heed %s", self.name, number.name)
+        if self.has_group:
+            self._send(signal.SIGKILL, pidfd)  # what has outlived its leader, whom nobody has waited for yet
         os.close(pidfd)
         self.pidfd = -1
         self.exit_code()
 
     def _send(self, number: signal.Signals, pidfd: int) -> None:
         if self.has_group and self.pid is not None:
-            os.killpg(self.pid, number)  # which is still its own: nobody has waited for it
+            os.killpg(self.pid, number)
         else:
             signal.pidfd_send_signal(pidfd, number)
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
 from zmesh.errors import StartError
-from zmesh.hosting import class_name
+from zmesh.hosting import stage_called
 from zmesh.messages import Phase, State
 from zmesh.pipe import Slate, is_ready
 from zmesh.processes import Child, signal_name
@@ -93,14 +93,9 @@ class _Process:
     """A stage that is tried."""
 
     def __init__(self, stage: StagePlan, child: Child) -> None:
-        self.plan, self.child = stage, child
+        self.plan, self.child, self.called = stage, child, stage_called(stage)
         self.made_at = 0.0
         self.start: StageStart | None = None  # once it is ready
-
-    @property
-    def called(self) -> str:
-        name, cls = self.plan.name, class_name(self.plan)
-        return f"stage {name}" if name == cls else f"stage {name} ({cls})"
 
     def hear_start(self) -> None:
         """Take what it says of its start. Raises DryRunFailed."""

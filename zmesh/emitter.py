@@ -102,7 +102,7 @@ class Emitter:
         if not self._is_batch:
             return ended.get(0, results)
         results = [None] * len(call.rows) if results is None else results
-        if not ended or not isinstance(results, list | tuple):
+        if not ended or not isinstance(results, Collection):
             return results
         return [ended.get(index, result) for index, result in enumerate(results)]
 

@@ -57,6 +57,12 @@ def class_name(stage: StagePlan) -> str:
     return stage.worker.rpartition(":")[2]
 
 
+def stage_called(stage: StagePlan) -> str:
+    """`stage Echo`, and with the name of its class if that is another."""
+    name, of_class = stage.name, class_name(stage)
+    return f"stage {name}" if of_class == name else f"stage {name} ({of_class})"
+
+
 def curl_data(example: bytes | None, directory: Path | None) -> str:
     """How curl is to send `example`: in the line itself when it reads well there, else from a file in `directory`."""
     if example is None:

@@ -30,7 +30,7 @@ INSTEAD: Mapping[str, str] = {
     "mosec.args": "settings are read by zmesh alone; give them as keywords: Server(port=9000)",
     "mosec.env": "settings are read by zmesh alone; give them as keywords: Server(port=9000)",
     "mosec.coordinator": "a worker is tried without a server by making one: YourWorker().forward(…)",
-    "mosec.dry_run": "zmesh check app.py shows what a file declares",
+    "mosec.dry_run": "zmesh check --run app.py tries every stage with its example",
     "mosec.server.MOSEC_RESERVED_ENDPOINTS": "docs/behaviour.md lists the paths that cannot be routes",
     "mosec.server.GUARD_CHECK_INTERVAL": "a worker that ends is replaced at once, so nothing is polled",
     "mosec.protocol.HTTPStautsCode": "write HTTPStatusCode, as mosec does since 0.8.7",

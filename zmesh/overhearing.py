@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable
 
 from zmesh.broker import Broker
-from zmesh.conversation import Conversation, greeter
+from zmesh.conversation import Conversation, called, greeter
 from zmesh.core.effects import Send
 from zmesh.core.events import Address, DispatcherEvent, MessageBroken
-from zmesh.core.peers import Gateway, Peer
+from zmesh.core.peers import Peer
 from zmesh.core.workers import Worker
 from zmesh.linkage import Port
 from zmesh.messages import Hello, Message, SessionId, Welcome
@@ -117,11 +117,9 @@ class TalkingBroker(Broker):
         return self._name(peer) if peer is not None else "a stranger"
 
     def _name(self, peer: Peer) -> str:
-        if isinstance(peer, Worker):
-            return f"{self.dispatcher.mesh.stages[peer.stage].plan.name}/{peer.worker_id}"
-        if isinstance(peer, Gateway):
-            return f"gateway {peer.peer[:4].hex()}"
-        return f"{peer.role.name.lower()} {peer.host}"
+        stages = self.dispatcher.mesh.stages
+        worker = f"{stages[peer.stage].plan.name}/{peer.worker_id}" if isinstance(peer, Worker) else ""
+        return called(peer.role, peer.peer, peer.host, worker)
 
 
 def _state(peer: Peer) -> str:

@@ -37,8 +37,6 @@ DOCUMENT_SECONDS = 30.0  # for the agent to say how a gateway begins
 
 log = logging.getLogger("zmesh.server")
 
-SAME = frozenset({"debug", "log_level"})  # two words for one setting: who says the one has said the other
-
 
 class Server:
     """Declare stages with `append_worker` (or `register_runtime`), then `run()`.
@@ -282,12 +280,8 @@ class Server:
 
     def _settings(self, environ: Mapping[str, str]) -> Settings:
         """A flag is stronger than a variable, a variable than a keyword of `Server()`. Raises UsageError."""
-        spoken_for = {option.name for option in OPTIONS if option.set_by(environ)}
-        if not SAME.isdisjoint(spoken_for | current_verb.given.keys()):
-            spoken_for |= SAME
-        declared = {name: value for name, value in self._declared.items() if name not in spoken_for}
         try:
-            settings = settings_from({**declared, **current_verb.given}, environ)
+            settings = settings_from(current_verb.given, environ, self._declared)
         except ValueError as error:
             raise UsageError(str(error)) from error
         for notice in notices(current_verb.given, environ):

@@ -109,12 +109,25 @@ def test_a_command_is_started_in_a_session_of_its_own_and_ends_with_the_rest(sle
     daemons.end()  # harmless
 
 
+def test_a_sigterm_is_for_all_that_a_command_has_started(tmp_path: Path):
+    here, told = tmp_path / "here", tmp_path / "told"
+    child = f"trap 'touch {told}; exit' TERM; touch {here}; while :; do sleep 0.05; done"
+    daemons = daemons_of(["sh", "-c", f'trap : TERM; sh -c "{child}" & wait; wait'])  # it waits, and passes nothing on
+    daemons.start()
+    wait_until(here.exists, 10, "what it starts")
+    daemons.end()
+    assert told.exists()
+
+
 @pytest.mark.parametrize("how", ["asked", "killed"])
-def test_what_a_command_has_started_ends_with_it(how: str, tmp_path: Path):
+def test_what_a_command_has_started_does_not_outlive_it(how: str, tmp_path: Path):
     told = tmp_path / "pid"
-    daemons = daemons_of(["sh", "-c", f"sleep 60 & echo $! > {told}.new; mv {told}.new {told}; wait"])
-    daemons.watch(Watches(Poller()), lambda said: None)
-    wait_until(told.exists, 10, "what it starts")
+    daemons = daemons_of(["sh", "-c", f"sh -c 'trap : TERM; echo $$ > {told}; while :; do sleep 1; done' & wait"])
+    if how == "killed":
+        daemons.watch(Watches(Poller()), lambda said: None)
+    else:
+        daemons.start()
+    wait_until(lambda: told.exists() and told.read_text(), 10, "what it starts")
     if how == "killed":
         for fd in daemons._lifelines:  # as it is when we are gone
             os.close(fd)

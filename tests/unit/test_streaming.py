@@ -387,17 +387,25 @@ def test_what_waits_is_handed_over_in_pieces():
     play(main)
 
 
+async def wedged(scene: Scene, *, ends: bool) -> tuple[Reader, asyncio.Task[None], list[bool]]:
+    """Somebody who was answered, and takes nothing of what is said then; the last says whether it was cut off."""
+    aborted: list[bool] = []
+    reader = Reader()
+    reader.scope["zmesh.abort"] = lambda: aborted.append(True)
+    _, task = await scene.ask(reader)
+    await until(lambda: reader.is_answered)
+    reader.takes.clear()
+    scene.broker.says("x")
+    if ends:
+        scene.broker.ends()
+    stream = next(iter(scene.gateway.calls._held)).stream  # type: ignore[attr-defined]
+    await until(lambda: stream._writing_since is not None and stream._outcome.done() is ends)
+    return reader, task, aborted
+
+
 def test_a_reader_that_takes_nothing_for_30_s_has_its_stream_ended_and_is_cut_off_after_30_more():
     async def main(scene: Scene) -> None:
-        aborted: list[bool] = []
-        reader = Reader()
-        reader.scope["zmesh.abort"] = lambda: aborted.append(True)
-        _, task = await scene.ask(reader)
-        await until(lambda: reader.is_answered)
-        reader.takes.clear()
-        scene.broker.says("x")
-        stream = next(iter(scene.gateway.calls._held)).stream  # type: ignore[attr-defined]
-        await until(lambda: stream._writing_since is not None)
+        reader, task, aborted = await wedged(scene, ends=False)
         scene.look(30)
         await asyncio.sleep(0)
         assert scene.broker.cancelled == []
@@ -417,16 +425,7 @@ def test_a_reader_that_takes_nothing_for_30_s_has_its_stream_ended_and_is_cut_of
 
 def test_who_does_not_read_the_end_is_cut_off():
     async def main(scene: Scene) -> None:
-        aborted: list[bool] = []
-        reader = Reader()
-        reader.scope["zmesh.abort"] = lambda: aborted.append(True)
-        _, task = await scene.ask(reader)
-        await until(lambda: reader.is_answered)
-        reader.takes.clear()
-        scene.broker.says("x")
-        scene.broker.ends()
-        stream = next(iter(scene.gateway.calls._held)).stream  # type: ignore[attr-defined]
-        await until(lambda: stream._writing_since is not None and stream._outcome.done())
+        reader, task, aborted = await wedged(scene, ends=True)
         scene.look(59)
         assert aborted == []
         scene.look(2)

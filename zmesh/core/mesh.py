@@ -141,8 +141,9 @@ class Mesh:
             stage.batcher.passed_on(self.now, onward)
         stages: dict[int, int] = {}
         for route in dict.fromkeys(done):
+            count = done.count(route)
             for index in route.stages:
-                stages[index] = stages.get(index, 0) + done.count(route)
+                stages[index] = stages.get(index, 0) + count
         for index, count in stages.items():
             self.stages[index].batcher.answered(self.now, count)
 

@@ -14,14 +14,18 @@ docs/testing.md says what else there is.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-__all__ = ["Asking", "Run", "apps_of", "differences", "needs_of", "runs_of"]
+__all__ = ["EXAMPLES", "Asking", "Run", "apps_of", "differences", "load_example", "needs_of", "runs_of"]
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ANSWERS = ("json", "text", "")  # the languages of a block that says what was printed
@@ -178,3 +182,12 @@ def apps_of(folder: Path) -> list[Path]:
 def needs_of(readme: str) -> list[str]:
     """The distributions without which an example does not run: the names in a line that begins with `Needs`."""
     return [name for line in re.findall(r"^Needs .*", readme, re.MULTILINE) for name in re.findall(r"`([\w-]+)`", line)]
+
+
+def load_example(name: str, file: str = "app.py") -> ModuleType:
+    """A file of an example as a module, without its main block."""
+    spec = importlib.util.spec_from_file_location(f"examples_{name}_{Path(file).stem}", EXAMPLES / name / file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

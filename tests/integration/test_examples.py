@@ -18,9 +18,8 @@ import pytest
 
 from tests.conformance.test_migration_doc import is_there
 from tests.harness import REPOSITORY, ZMESH, running
-from tests.readme import apps_of, differences, needs_of, runs_of
+from tests.readme import EXAMPLES, apps_of, differences, needs_of, runs_of
 
-EXAMPLES = REPOSITORY / "examples"
 FOLDERS = sorted(path for path in EXAMPLES.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
 NOT_RUN = "not run in tests"
 RUN_ELSEWHERE = {
@@ -69,8 +68,8 @@ def printed(commands: list[str], port: int) -> str:
             cwd=REPOSITORY, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=50, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{here} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
-        said.append(done.stdout)
-    return "\n".join(said)
+        said.append(done.stdout if done.stdout.endswith("\n") else f"{done.stdout}\n")
+    return "".join(said)
 
 
 @pytest.mark.slow

@@ -29,10 +29,11 @@ FLOORS: dict[str, list[str]] = {
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
         "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol", "codings",
+        "segments",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads", "turns", "emitter", "daemons",
+        "connection", "heads", "turns", "emitter", "daemons", "storing",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
@@ -56,6 +57,7 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
     ("telemetry", "board"): "where several gateways count together",
     ("worker", "metrics"): "what Worker.metrics is",
+    ("worker", "payloads"): "the type of what Worker.payload_stores gives",
     ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("runner", "emitter"): "what a worker says while its batch runs",
     ("rehearsal", "emitter"): "the same in a warm-up, to nobody",

@@ -215,6 +215,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "stage", "list", "start only this stage here, with N workers; repeatable", metavar="NAME[:N]", verbs=WORKERS
     ),
+    Option("no_shared_memory", "flag", "hand large results on through the broker on one host too", verbs=WORKERS),
     Option("capacity", "int", "tasks that may wait in the queue of a route's first stage", unit="tasks", verbs=BROKER),
     Option("timeout", "int", "time a request may take in all", unit="ms"),
     Option("drain_timeout", "int", "time to finish accepted requests at shutdown; 0 = the request timeout", unit="ms"),
@@ -268,6 +269,7 @@ class Settings:
     gateways: int = 1
     no_workers: bool = False
     stage: tuple[str, ...] = ()
+    no_shared_memory: bool = False
     capacity: int = 1024
     timeout: int = 3000
     drain_timeout: int = 0

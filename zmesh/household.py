@@ -6,29 +6,45 @@ do several gateways. The other verbs are one part each: `worker` and `gateway` j
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from random import Random
+from time import monotonic
 
 from zmesh.addresses import broker_address
 from zmesh.board import Board
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.daemons import Daemons
-from zmesh.errors import UsageError
+from zmesh.errors import StartError, UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
+from zmesh.segments import MEMORY, Sweeper
+from zmesh.transport import private_directory
 
-__all__ = ["DRAIN_GRACE_SECONDS", "LEAVE_SECONDS", "Departure", "House", "Household", "household", "welcome"]
+__all__ = [
+    "DRAIN_GRACE_SECONDS",
+    "LEAVE_SECONDS",
+    "Departure",
+    "House",
+    "Household",
+    "household",
+    "shared_memory",
+    "welcome",
+]
 
 DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 LEAVE_SECONDS = 1.0  # for a process to leave when nobody wants anything of it any more
 LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who accepts, who works, who holds what is left
+
+log = logging.getLogger("zmesh.agent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +122,30 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
     return Household(verb, roles, () if settings.no_workers else stages, bind, connect, settings.gateways)
 
 
+@contextmanager
+def shared_memory(here: Household, plan: Plan, settings: Settings) -> Iterator[Sweeper]:
+    """A fresh directory for what our stages hand on in shared memory; none where nobody would use it, or nobody can."""
+    held, is_used = None, here.stages and any(len(route.stages) > 1 for route in plan.routes)
+    if is_used and not settings.no_shared_memory and MEMORY.is_dir():
+        try:
+            held = private_directory(below=str(MEMORY))
+        except (OSError, StartError) as error:
+            log.warning("there is no shared memory, so large results go through the broker: %s", error)
+    try:
+        yield Sweeper(str(held.path) if held else "", monotonic())
+    finally:
+        if held is not None:
+            held.remove()
+            with suppress(OSError):  # others have theirs there too
+                held.path.parent.rmdir()
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """What every process here is told. `agent` is who we are to a broker, `front` is where they reach the broker,
     `fronts` are where a broker of ours listens, `listener` is the descriptor of the HTTP socket, -1 without one, and
-    `board` is what several gateways share."""
+    `board` is what several gateways share. `memory` is the directory
+    of `shared_memory`, or empty."""
 
     household: Household
     agent: PeerId
@@ -121,6 +156,7 @@ class House:
     fronts: tuple[str, ...]
     listener: int
     board: Board | None = None
+    memory: str = ""
 
     def start(self, slot: Slot) -> Child:
         """Raises OSError when the system has no room for another process."""
@@ -150,6 +186,7 @@ class House:
             "user_args": list(self.settings.user_args),
             "stage": slot.stage.name,
             "worker_id": slot.worker_id,
+            "memory": self.memory,
         }
         env = slot.stage.env[slot.worker_id - 1] if slot.stage.env else None
         return Child(slot.name, [sys.executable, "-m", "zmesh.stage"], document, env=env, slate=Slate.make())

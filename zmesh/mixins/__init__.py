@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zmesh.mixins.msgpack_codec import MsgpackMixin
+    from zmesh.mixins.shared_memory import ShmIPCMixin
 
-__all__ = ["MsgpackMixin"]
+__all__ = ["MsgpackMixin", "ShmIPCMixin"]
 
-IPC_MIXINS: tuple[str, ...] = ()
+IPC_MIXINS: tuple[str, ...] = ("ShmIPCMixin",)
 """Those that carry what one stage hands on past the broker. A warning about large batches names them."""
 
-_HOMES = {"MsgpackMixin": "zmesh.mixins.msgpack_codec"}
+_HOMES = {
+    "MsgpackMixin": "zmesh.mixins.msgpack_codec",
+    "ShmIPCMixin": "zmesh.mixins.shared_memory",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,34 @@
+"""Which stores of payloads a worker has: what its class asks for, of what there is on this host."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from zmesh.payloads import Store, Stores
+from zmesh.segments import LEAST_BYTES, SharedMemory
+from zmesh.worker import Worker
+
+__all__ = ["open_stores"]
+
+log = logging.getLogger("zmesh.worker")
+
+
+def open_stores(worker: Worker, directory: str, *, hands_on: bool) -> tuple[Stores, str]:
+    """The stores, and the name of the shared memory among them for HELLO, empty without one.
+
+    `directory` is the agent's for shared memory, or empty; `hands_on`: there is a next stage on some route.
+    """
+    memory = _shared_memory(directory, worker.shared_memory_bytes or LEAST_BYTES)
+    known: list[Store] = [] if memory is None else [memory]
+    return Stores(worker.payload_stores(memory) if hands_on else (), known), "" if memory is None else memory.name
+
+
+def _shared_memory(directory: str, least_bytes: int) -> SharedMemory | None:
+    if not directory:
+        return None
+    try:
+        return SharedMemory(Path(directory), least_bytes)
+    except OSError as error:
+        log.warning("there is no shared memory for this worker: %s", error)
+        return None

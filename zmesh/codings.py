@@ -75,20 +75,21 @@ class _Inflate:
 
     def __init__(self) -> None:
         self._zlib = zlib.decompressobj(GZIP_WBITS)
-        self.needs_input = True
 
     @property
     def eof(self) -> bool:
         return self._zlib.eof
 
     @property
+    def needs_input(self) -> bool:
+        return not self.eof and not self._zlib.unconsumed_tail  # the checksum is there when all is, and comes last
+
+    @property
     def unused_data(self) -> bytes:
         return self._zlib.unused_data
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        piece = self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
-        self.needs_input = not (self.eof or self._zlib.unconsumed_tail or len(piece) == max_length)
-        return piece
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
 
 
 def known() -> tuple[Coding, ...]:

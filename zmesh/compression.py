@@ -147,7 +147,6 @@ def _may_pack(start: Message) -> bool:
     said = {name.lower(): value for name, value in headers}
     return (
         start["status"] == 200
-        and b"content-length" in said
         and AS_IT_IS.isdisjoint(said)
         and may_pack(said.get(b"content-type", b"").decode("latin-1"))
     )

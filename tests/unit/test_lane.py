@@ -359,11 +359,14 @@ def test_a_mistake_of_ours_is_500_and_leaves_nothing(lane: str, monkeypatch):
 # ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_small_request_takes_the_lane_and_starts_no_task():
+@pytest.mark.parametrize(
+    ("compression", "header"), [(False, b""), (False, b"accept-encoding: gzip\r\n"), (True, b"accept: text/plain\r\n")]
+)
+def test_a_small_request_takes_the_lane_and_starts_no_task(compression: bool, header: bytes):
     async def main() -> None:
-        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        side = await Side.start(lane="fast", compression=compression, broker=FakeBroker(None))
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
-        writer.write(POST)
+        writer.write(POST.replace(b"host", header + b"host"))
         await until(lambda: side.broker.submits)
         assert len(side.gateway.calls) == 1 and not side.gateway._server.server_state.tasks
         side.broker.reply(side.broker.submits[0].columns.ids, Status.OK, b"finished")

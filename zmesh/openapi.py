@@ -46,6 +46,11 @@ ERRORS: Mapping[int, str] = {
     503: "The server is draining, or a stage cannot be started; retry-after says when to come again",
 }
 
+COMPRESSION_ERRORS: Mapping[int, str] = {
+    406: "accept-encoding wants neither a plain answer nor one that this server can make",
+    415: "The body is in a content-encoding that is not taken here; accept-encoding says which are",
+}
+
 HEADERS: Mapping[str, tuple[Json, str]] = {
     "x-request-timeout": (
         {"type": "number", "exclusiveMinimum": 0},
@@ -64,7 +69,13 @@ class RouteSchema(NamedTuple):
     components: Mapping[str, Json] = MappingProxyType({})
 
 
-def metadata(plan: Plan, schemas: Mapping[str, RouteSchema] | None = None, *, version: str = "0") -> Json:
+def metadata(
+    plan: Plan,
+    schemas: Mapping[str, RouteSchema] | None = None,
+    *,
+    version: str = "0",
+    compression: bool = False,
+) -> Json:
     """The document, ready for JSON. `schemas` maps a route's path to what is known of it."""
     known = schemas or {}
     paths: Json = {}
@@ -72,6 +83,8 @@ def metadata(plan: Plan, schemas: Mapping[str, RouteSchema] | None = None, *, ve
     for route in plan.routes:
         schema = known.get(route.path, RouteSchema())
         paths[route.path] = {"post": _operation(plan, route, schema)}
+        if compression:
+            paths[route.path]["post"]["responses"] |= _errors(COMPRESSION_ERRORS)
         components.update(schema.components)
     return {
         "openapi": "3.1.0",
@@ -85,7 +98,7 @@ def _operation(plan: Plan, route: RoutePlan, schema: RouteSchema) -> Json:
     responses: Json = {"200": {"description": "The result", "content": _content(route.mime_type, schema.response)}}
     if route.sse:
         responses["200"] = {"description": "Events, as they happen", "content": _content("text/event-stream", None)}
-    responses |= {str(code): {"description": text, "content": _error_content()} for code, text in ERRORS.items()}
+    responses |= _errors(ERRORS)
     taken = plan.stage(route.stages[0]).mime_type
     content = _content(taken, schema.request)
     if schema.request is None:
@@ -100,6 +113,10 @@ def _operation(plan: Plan, route: RoutePlan, schema: RouteSchema) -> Json:
         "requestBody": {"required": True, "content": content},
         "responses": responses,
     }
+
+
+def _errors(texts: Mapping[int, str]) -> Json:
+    return {str(code): {"description": text, "content": _error_content()} for code, text in texts.items()}
 
 
 def _content(mime_type: str, schema: Json | None) -> Json:

@@ -8,14 +8,11 @@ from pathlib import Path
 
 import msgpack
 import numpy
-import pytest
 
 from tests.harness import REPOSITORY, RunningMesh, running
 from zmesh.codec import dumps, loads
-from zmesh.config import OPTIONS
 
 EXAMPLES = REPOSITORY / "examples"
-HAS_COMPRESSION = any(option.name == "compression" for option in OPTIONS)
 
 
 def client(mesh: RunningMesh, name: str, route: str, *more: str) -> str:
@@ -62,7 +59,6 @@ def test_large_arrays() -> None:
         assert loads(one["mask"]).shape == (1, 1)
 
 
-@pytest.mark.skipif(not HAS_COMPRESSION, reason="there is no --compression in this version")
 def test_large_arrays_with_compression() -> None:
     with running(EXAMPLES / "large_arrays" / "app.py", "--compression") as mesh:
         first, _ = client(mesh, "large_arrays", "/segment", "--compress").splitlines()

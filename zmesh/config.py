@@ -95,6 +95,7 @@ class StagePlan:
     mime_type: str = "application/json"
     sse: bool = False
     ipc_codec: str = "zmesh"
+    unpickles: bool = False  # what is handed to it could run code in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

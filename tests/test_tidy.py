@@ -29,11 +29,11 @@ FLOORS: dict[str, list[str]] = {
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
         "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol", "codings",
-        "segments",
+        "segments", "components",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads", "turns", "emitter", "daemons", "storing",
+        "connection", "heads", "turns", "emitter", "daemons", "storing", "schemas",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
@@ -85,11 +85,11 @@ HOMES: dict[str, list[str]] = {
     "uvloop": ["serving", "bench.loops"],
     "httptools": ["lane", "bench.connection"],
     "msgpack": ["wire", "codec", "mixins.*"],
-    "msgspec": ["codec", "openapi", "worker", "mixins.*"],
+    "msgspec": ["codec", "schemas", "worker", "mixins.*"],
     "orjson": ["codec", "worker", "mixins.*"],
     "numpy": ["codec", "mixins.*"],
     "torch": ["codec", "mixins.*"],
-    "pydantic": ["gateway", "openapi", "predictions", "cog"],
+    "pydantic": ["gateway", "schemas", "predictions", "cog"],
     "redis": ["mixins.*"],
     "backports": ["codings"],
     "compression": ["codings"],  # Python's own, from 3.14

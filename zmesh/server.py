@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from zmesh.daemons import DaemonProcess, Daemons
-    from zmesh.openapi import RouteSchema
+    from zmesh.schemas import RouteSchema
     from zmesh.stage import Stage
     from zmesh.worker import Worker
 
@@ -168,19 +168,16 @@ class Server:
         return self._app
 
     def _schemas(self) -> dict[str, RouteSchema]:
-        """What the workers know of requests and results; a schema that cannot be made is logged and left out."""
-        from zmesh.openapi import RouteSchema
-        from zmesh.worker import MOSEC_REF_TEMPLATE, ParseTarget
+        """What the workers know of requests and results."""
+        from zmesh.schemas import RouteSchema, request_of, response_of
 
-        schemas = {}
-        for path, stages in self._routes.items():
-            try:
-                taken, named = stages[0].worker.get_forward_json_schema(ParseTarget.INPUT, MOSEC_REF_TEMPLATE)
-                given, others = stages[-1].worker.get_forward_json_schema(ParseTarget.RETURN, MOSEC_REF_TEMPLATE)
-                schemas[path] = RouteSchema(taken or None, given or None, {**named, **others})
-            except Exception:
-                log.warning("route %s has no schema in /openapi, because making it failed", path, exc_info=True)
-        return schemas
+        return {
+            path: RouteSchema(
+                request_of(path, stages[0].worker, in_batch=stages[0].max_batch_size > 1),
+                response_of(path, stages[-1].worker, in_batch=stages[-1].max_batch_size > 1),
+            )
+            for path, stages in self._routes.items()
+        }
 
     # Running.
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from tests.harness import REPOSITORY, ZMESH, Answer, RunningMesh, closed_loop, r
 APP = REPOSITORY / "tests" / "integration" / "apps" / "large_results.py"
 MEMORY = Path("/dev/shm")
 CLIENTS = 8
+SOME = 500  # requests, before the clients are made anew
 KILL_SECONDS = 0.5  # between two kills, on average
 TIMEOUT_MS = 10_000
 LINGER_SECONDS = 30 + 5  # until what nobody released is taken away, after its deadline
@@ -85,19 +86,12 @@ def killing(mesh: RunningMesh, result: Result, seed: int, seconds: float) -> Ite
 
 def with_kills(requests: int, *, seed: int = 1, seconds: float = KILL_SECONDS, stays: bool = False) -> Result:
     """So many requests while workers are killed. With `stays` the mesh lives on until memory is empty."""
-    result, before, count = Result(), set(MEMORY.iterdir()), 0
+    result, before = Result(), set(MEMORY.iterdir())
     started = time.monotonic()
-
-    def is_over() -> bool:
-        nonlocal count
-        count += 1  # threads may lose one now and then, and then there are more requests
-        return count > requests
-
     with running(APP, "--timeout", str(TIMEOUT_MS), "--restarts-per-minute", "100000") as mesh:
         with killing(mesh, result, seed, seconds):
-            answers = closed_loop(mesh.port, CLIENTS, lambda c, n: ask(nonce_of(c, n), 100_000 + 1000 * c), is_over)
-        for client, number, answer in answers:
-            result.take(nonce_of(client, number), answer)
+            while (left := requests - result.statuses.total()) > 0:
+                run_some(mesh, result, min(left, SOME), lambda client: 100_000 + 1000 * client)
         result.seconds = time.monotonic() - started
         if stays:
             wait_until(lambda: not files(), TIMEOUT_MS / 1000 + LINGER_SECONDS + 30, "memory to be empty")
@@ -106,6 +100,21 @@ def with_kills(requests: int, *, seed: int = 1, seconds: float = KILL_SECONDS, s
         assert mesh.stop() == 0, mesh.log()
     result.left_behind = [str(path) for path in set(MEMORY.iterdir()) - before if path.name.startswith("zmesh")]
     return result
+
+
+def run_some(mesh: RunningMesh, result: Result, requests: int, size: Callable[[int], int]) -> None:
+    """At least so many, by several clients at once, each with results of the size of its own."""
+    left = [None] * requests
+
+    def is_over() -> bool:
+        try:
+            left.pop()
+        except IndexError:
+            return True
+        return False
+
+    for client, number, answer in closed_loop(mesh.port, CLIENTS, lambda c, n: ask(nonce_of(c, n), size(c)), is_over):
+        result.take(nonce_of(client, number), answer)
 
 
 def nonce_of(client: int, number: int) -> int:
@@ -117,18 +126,9 @@ TINY = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size={TINY_BYTES} 
 
 def tiny(requests: int, command: Sequence[str] = TINY) -> Result:
     """With next to no shared memory; AssertionError when anybody dies of it."""
-    result, count = Result(), 0
-
-    def is_over() -> bool:
-        nonlocal count
-        count += 1
-        return count > requests
-
-    line = [*command, *ZMESH, "run", str(APP)]
+    result, line = Result(), [*command, *ZMESH, "run", str(APP)]
     with running(APP, "--timeout", "20000", command=line) as mesh:
-        answers = closed_loop(mesh.port, 4, lambda c, n: ask(nonce_of(c, n), 5_000_000), is_over)
-        for client, number, answer in answers:
-            result.take(nonce_of(client, number), answer)
+        run_some(mesh, result, requests, lambda client: 5_000_000)
         refused = mesh.post(*ask(1, TOO_LARGE))
         assert refused.status == 500, refused
         assert refused.body.startswith(

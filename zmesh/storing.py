@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zmesh.config import Plan, Settings
-from zmesh.mixins.redis_ipc import RedisStore
 from zmesh.payloads import Store, Stores
 from zmesh.segments import LEAST_BYTES, SharedMemory
 from zmesh.worker import Worker
+
+if TYPE_CHECKING:
+    from zmesh.mixins.redis_ipc import RedisStore
 
 __all__ = ["open_stores"]
 
@@ -34,7 +37,11 @@ def open_stores(
 def _redis(worker: Worker, plan: Plan, settings: Settings) -> RedisStore | None:
     """None where no stage hands on through Redis, whatever address there may be."""
     is_used = any(stage.needs_redis and plan.hands_on(stage.name) for stage in plan.stages)
-    return RedisStore.of(settings, plan.fingerprint, type(worker)) if is_used else None
+    if not is_used:
+        return None
+    from zmesh.mixins.redis_ipc import RedisStore  # most workers have no use for it
+
+    return RedisStore.of(settings, plan.fingerprint, type(worker))
 
 
 def _shared_memory(directory: str, least_bytes: int) -> SharedMemory | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import threading
 from collections import Counter
@@ -19,6 +18,7 @@ from zmesh.embedded import packaged_server
 
 APP = Path(__file__).parents[2] / "integration" / "apps" / "through_redis.py"
 CLIENTS = 16
+PART = 1000  # requests
 CRASH = 20  # each worker ends with its batch of that number: 5 % of all batches
 SWEEP_SECONDS = 0.5  # for Redis to count no more what has ended: it looks ten times a second, and at a part each time
 BACK_SECONDS = 0.3  # after a Redis answers again, until all workers use it: each asks it every tenth of a second
@@ -39,9 +39,16 @@ def _is_right(client: int, number: int, answer: Answer) -> bool:
 
 
 def _ask(port: int, count: int) -> list[tuple[int, int, Answer]]:
-    """So many requests."""
-    numbers = itertools.count(1)
-    return closed_loop(port, CLIENTS, doubled, lambda: next(numbers) > count)
+    """So many requests, in parts: a loop is over within its two minutes on a busy machine too."""
+    answers: list[tuple[int, int, Answer]] = []
+    while len(answers) < count:
+        numbers = iter(range(min(PART, count - len(answers))))
+        answers += closed_loop(port, CLIENTS, doubled, partial(_is_over, numbers))
+    return answers
+
+
+def _is_over(numbers: Iterator[int]) -> bool:
+    return next(numbers, None) is None
 
 
 def _is_empty(size: Callable[[], int]) -> bool:

@@ -672,7 +672,7 @@ def test_columns_of_no_rows_are_columns():
 
 @pytest.mark.parametrize(
     ("message", "left_out"),
-    [(an("Results"), ["ids", "chunks", "metrics"]), (an("Reply"), ["leases", "chunks"])],
+    [(an("Results"), ["ids", "chunks", "metrics", "sizes"]), (an("Reply"), ["leases", "chunks"])],
     ids=["Results", "Reply"],
 )
 def test_what_is_nil_at_the_end_is_left_out(message, left_out):

@@ -183,11 +183,10 @@ class Mesh:
     def begin_anew(self, task: Task, ms: int) -> None:
         """Its payload is lost: its gateway, which has the first one, submits it again. No queue and no lease counts it
         any more."""
-        gateway = task.gateway
+        gateway = task.gateway  # which is there: with it, its tasks would be gone
         self.bury(task, Step.FAIL)
-        if gateway.session in self.directory.sessions:
-            gateway.give_back(task, ms)
-            self.owed[gateway.session] = gateway
+        gateway.give_back(task, ms)
+        self.owed[gateway.session] = gateway
 
     def finish(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
         """The good end of tasks that no queue and no lease counts any more: as `bury` for each, in whole columns."""

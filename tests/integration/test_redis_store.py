@@ -70,6 +70,11 @@ def test_what_was_put_is_got_by_another_as_often_as_wanted_until_it_is_released(
     assert [type(one) for one in lost] == [PayloadLost] * 4 + [bytes]
 
 
+def test_an_address_that_asks_for_text_is_given_bytes_all_the_same(redis: RunningRedis):
+    store = store_of(f"{redis.url}?decode_responses=True")
+    assert store.get(put(store, b"\xff")) == [b"\xff"]
+
+
 def test_a_batch_is_one_round_trip_each_way(redis: RunningRedis):
     store, watcher = store_of(redis), redis.client()
     store.release(put(store, b"greetings"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from zmesh import embedded
-from zmesh.config import Plan, RoutePlan, Settings, StagePlan
+from zmesh.config import Plan, RoutePlan, Settings, StagePlan, notices, settings_from
 from zmesh.embedded import MEMORY_BYTES_MAX, check_urls, command, find_server, own_server, socket_url
 from zmesh.errors import StartError, UsageError
 from zmesh.household import Departure, household
@@ -141,6 +141,9 @@ def test_a_password_is_not_where_it_could_be_shown():
     settings = Settings(redis_url="redis://:hush@host")
     assert "hush" not in repr(settings) and "hush" not in PLAN.to_json() + PLAN.shape
     assert Settings.from_json(settings.to_json()) == settings, "but workers are told"
+    by_the_file = {"MOSEC_INTERNAL_REDIS_URL": "redis://:hush@host"}
+    assert settings_from({}, by_the_file) == settings and notices({}, by_the_file) == []
+    assert settings_from({}, {**by_the_file, "ZMESH_REDIS_URL": "redis://other"}).redis_url == "redis://other"
 
 
 # ── ours ──────────────────────────────────────────────────────────────────────────────────────────────────────────

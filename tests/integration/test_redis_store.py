@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -26,6 +27,7 @@ from zmesh.worker import Worker
 Need = Callable[[object, str], None]
 LONG = 60.0
 LARGE = os.urandom(10_000_000)
+RIGHTS = "+set +mget +unlink"
 
 
 @pytest.fixture(params=SERVERS)
@@ -231,6 +233,12 @@ def test_a_password_is_used_and_never_said(server: str, caplog: Any):
         with_password = f"unix://:hush@{redis.socket}"
         store = store_of(with_password)
         assert store.get(put(store, b"x")) == [b"x"]
+        redis.client(password="hush").execute_command(*f"ACL SETUSER zmesh on >hush ~zmesh:* {RIGHTS}".split())
+        with closing(store_of(f"unix://zmesh:hush@{redis.socket}")) as limited:
+            references = put(limited, b"y")
+            assert limited.get(references) == [b"y"]
+            limited.release(references)
+            assert isinstance(limited.get(references)[0], PayloadLost), "what docs/operations.md says is enough"
         for url in (f"unix://:wrong-hush@{redis.socket}", redis.url):
             (refused,) = store_of(url).put([b"x"], [LONG])
             assert isinstance(refused, ServerError)

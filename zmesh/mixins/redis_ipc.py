@@ -128,6 +128,9 @@ class _Server:
         """Whether it did not answer a moment ago."""
         return self._clock() < self._rest_until
 
+    def close(self) -> None:
+        self._client.close()
+
     def ask(self, question: Callable[[Redis], Made]) -> Made | ServerError:
         """Its answer, or why there is none."""
         from redis import AuthenticationError, ConnectionError, RedisError, TimeoutError
@@ -275,6 +278,11 @@ class RedisStore:
                 keys_of.setdefault(place.server, []).append(self._key(place))
         for number, keys in keys_of.items():
             self._servers[number].ask(lambda client, keys=keys: client.unlink(*keys))  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Lose the connections."""
+        for server in self._servers:
+            server.close()
 
     def _key(self, place: _Place) -> bytes:
         return self._prefix + place.name.hex().encode()

@@ -33,11 +33,11 @@ FLOORS: dict[str, list[str]] = {
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads", "turns", "emitter", "daemons", "storing", "schemas",
+        "connection", "heads", "turns", "emitter", "daemons", "schemas", "embedded",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
-        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log", "compression",
+        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log", "compression", "storing",
     ],
     "3b programs": ["agent", "gateway", "draining", "overhearing", "dryrun"],
     "4 assembly": [
@@ -70,6 +70,8 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("runtime", "stage"): "mosec's name for the same",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
+    ("stage", "storing"): "where a worker's large results go",
+    ("storing", "mixins.redis_ipc"): "a worker reads what came through Redis, whatever it hands on by itself",
 }
 
 # In these a lazy import inside a function may reach anywhere: they assemble, or must start fast.

@@ -96,6 +96,7 @@ class StagePlan:
     sse: bool = False
     ipc_codec: str = "zmesh"
     unpickles: bool = False  # what is handed to it could run code in it
+    needs_redis: bool = False  # to hand on what it makes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,16 +176,15 @@ class Option:
     @property
     def twin(self) -> str:
         """mosec's variable of the same meaning; empty where mosec has none."""
-        name = "address" if self.name == "host" else self.name
+        name = {"host": "address", "redis_url": "internal_redis_url"}.get(self.name, self.name)
         return f"MOSEC_{name.upper()}" if self.name in READ_BY_MOSEC else ""
 
 
 READ_BY_MOSEC = frozenset(
     {"host", "path", "capacity", "timeout", "port", "namespace", "debug", "log_level", "dry_run", "max_request_size"}
-)
+) | {"redis_url"}
 
-HTTP, WORKERS, BROKER = ("run", "gateway"), ("run", "worker"), ("run", "broker")
-OUTWARD = ("worker", "gateway")  # what joins a broker elsewhere
+HTTP, WORKERS, BROKER, OUTWARD = ("run", "gateway"), ("run", "worker"), ("run", "broker"), ("worker", "gateway")
 
 OPTIONS: tuple[Option, ...] = (
     Option("host", "text", "address to listen on; 0.0.0.0 for every interface", aliases=("--address",), verbs=HTTP),
@@ -246,6 +246,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("dry_run", "flag", "make every stage, try the examples, show what takes how long, and end", verbs=("run",)),
     Option("namespace", "text", "prefix of the names of metrics", verbs=HTTP),
     Option("path", "text", "directory of the sockets; default: a fresh private one"),
+    Option("redis_url", "text", "Redis for RedisShmIPCMixin; default: one of our own", metavar="URL,…", verbs=WORKERS),
+    Option("redis_prefix", "text", "how keys in Redis begin; a name of the app follows", verbs=WORKERS),
     Option(
         "lane",
         "choice",
@@ -285,6 +287,8 @@ class Settings:
     dry_run: bool = False
     namespace: str = "zmesh"
     path: str = ""
+    redis_url: str = field(default="", repr=False)  # may hold a password: never to be shown
+    redis_prefix: str = "zmesh"
     lane: str = "auto"
     user_args: tuple[str, ...] = field(default=())
 
@@ -305,20 +309,16 @@ class Settings:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.namespace):
             raise ValueError(f"namespace must be letters, digits and _, not {self.namespace!r}")
         for option in OPTIONS:
-            if option.choices and getattr(self, option.name) not in option.choices:
-                raise ValueError(
-                    f"{option.flag} must be one of {', '.join(option.choices)}, not {getattr(self, option.name)!r}"
-                )
+            if option.choices and (value := getattr(self, option.name)) not in option.choices:
+                raise ValueError(f"{option.flag} must be one of {', '.join(option.choices)}, not {value!r}")
 
     @property
     def drain_seconds(self) -> float:
         return (self.drain_timeout or self.timeout) / 1000
 
     def limits(self) -> Limits:
-        return Limits(
-            queue_tasks_max=self.capacity,
-            frame_bytes_max=max(64 * MIB, self.max_request_size + MIB),
-        )
+        frame_bytes_max = max(64 * MIB, self.max_request_size + MIB)
+        return Limits(queue_tasks_max=self.capacity, frame_bytes_max=frame_bytes_max)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -353,7 +353,7 @@ def notices(given: Mapping[str, object], environ: Mapping[str, str]) -> list[str
     return [
         f"using {variable}={environ[variable]}; {option.variable} is its name here"
         for option, variable in _counting(given, environ)
-        if variable == option.twin
+        if variable == option.twin and option.name != "redis_url"
     ]
 
 

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from time import monotonic
 
@@ -21,6 +21,7 @@ from zmesh.board import Board
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.daemons import Daemons
+from zmesh.embedded import instructions, own_server, socket_url
 from zmesh.errors import StartError, UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
@@ -43,6 +44,7 @@ __all__ = [
 DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 LEAVE_SECONDS = 1.0  # for a process to leave when nobody wants anything of it any more
 LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who accepts, who works, who holds what is left
+REDIS = "redis"  # a Redis of our own; it stays until all of them are gone
 
 log = logging.getLogger("zmesh.agent")
 
@@ -50,7 +52,8 @@ log = logging.getLogger("zmesh.agent")
 @dataclass(frozen=True, slots=True)
 class Household:
     """What runs here. `bind` and `connect` are endpoints on tcp, or empty; `stages` have workers here; `gateways` says
-    how many there are, where there is that role; `daemons` are what the app file needs besides."""
+    how many there are, where there is that role; `redis` is the program of a Redis of our own, or empty; `daemons` are
+    what the app file needs besides."""
 
     verb: str
     roles: tuple[str, ...]
@@ -58,10 +61,12 @@ class Household:
     bind: str
     connect: str
     gateways: int = 1
+    redis: str = ""
     daemons: Daemons = field(default_factory=Daemons)
 
     def slots(self, random: Random, restarts_per_minute: int) -> list[Slot]:
-        slots = [Slot("broker", None, 0, Restarts(1, random))] if "broker" in self.roles else []
+        slots = [Slot(REDIS, None, 0, Restarts(1, random, restarts_per_minute))] if self.redis else []
+        slots += [Slot("broker", None, 0, Restarts(1, random))] if "broker" in self.roles else []
         if "gateway" in self.roles:
             restarts, numbers = Restarts(self.gateways, random), range(1, self.gateways + 1)
             slots += [Slot("gateway", None, number, restarts) for number in (numbers if self.gateways > 1 else (0,))]
@@ -92,6 +97,10 @@ class Household:
         for then nobody can hear our workers any more."""
         return bool(self.connect) or (bool(self.bind) and self.broker_role == "broker")
 
+    def told(self, settings: Settings, front: str) -> Settings:
+        """What the processes here are told; `front` is where they reach the broker."""
+        return replace(settings, redis_url=socket_url(front)) if self.redis else settings
+
 
 def household(verb: str, plan: Plan, settings: Settings) -> Household:
     """Raises UsageError for flags that do not go together, StartError for a stage that is not there."""
@@ -108,6 +117,8 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         problems = [unpickling_problem(stage.name, where) for stage in plan.stages if stage.unpickles]
         if any(problems):
             raise UsageError(problems[0])
+    has_workers = verb == "worker" or (verb == "run" and not settings.no_workers)
+    redis = own_server(plan, settings, has_workers=has_workers, is_one_host=not (bind or connect))
     match verb:
         case "worker":
             return Household(verb, ("worker",), stages, bind, connect)
@@ -123,7 +134,7 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         raise UsageError("--no-workers needs --bind tcp://HOST:PORT: without it no worker could join")
     is_apart = settings.isolate_broker or settings.gateways > 1
     roles = ("broker", "gateway", "worker") if is_apart else ("gateway", "worker")
-    return Household(verb, roles, () if settings.no_workers else stages, bind, connect, settings.gateways)
+    return Household(verb, roles, () if settings.no_workers else stages, bind, connect, settings.gateways, redis)
 
 
 @contextmanager
@@ -169,11 +180,14 @@ class House:
             "name": slot.name,
             "agent": self.agent.hex(),
             "plan": self.plan.to_json(),
-            "settings": self.settings.to_json(),
+            "settings": self.household.told(self.settings, self.front).to_json(),
             "front": self.front,
             "fronts": list(self.fronts) if slot.role == self.household.broker_role else [],
         }
         match slot.role:
+            case "redis":
+                told = instructions(self.household.redis, self.front)
+                return Child(slot.name, [sys.executable, "-m", "zmesh.embedded"], told)
             case "broker":
                 return Child(slot.name, [sys.executable, "-m", "zmesh.serving"], shared)
             case "gateway":
@@ -212,7 +226,7 @@ class Departure:
 
     def stays(self, role: str) -> bool:
         """Whether it is needed still, and replaced if it dies."""
-        return role in self._to_come
+        return role in self._to_come or role == REDIS
 
     def living(self, role: str) -> list[Child]:
         return [slot.child for slot in self._slots if slot.role == role and slot.child is not None]

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zmesh.config import OPTIONS
-from zmesh.mixin import WITHOUT
 
 __all__ = ["Finding", "findings", "report"]
 
@@ -211,14 +210,11 @@ def _exists(name: str) -> bool:
     module, _, attribute = _ours(name).rpartition(".")
     try:
         return attribute == "*" or hasattr(importlib.import_module(module), attribute)
-    except ImportError:  # of the module, or of a mixin that says how to do without it
+    except ImportError:
         return False
 
 
 def _instead_of(name: str) -> str:
-    last = name.rpartition(".")[2]
-    if last in WITHOUT:
-        return f"there is no {last} in this version of zmesh; {WITHOUT[last]}"
     parts = name.split(".")
     known = (INSTEAD.get(".".join(parts[:length])) for length in range(len(parts), 1, -1))
     return next((text for text in known if text), f"zmesh has no {_ours(name).removeprefix(OURS + '.')}; see {PAGE}")

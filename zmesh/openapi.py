@@ -83,7 +83,9 @@ def metadata(
     return {
         "openapi": "3.1.0",
         "info": {"title": "zmesh inference", "version": version},
-        "paths": {route.path: {"post": _operation(route, *bodies[route.path], problem, errors)} for route in plan.routes},
+        "paths": {
+            route.path: {"post": _operation(route, *bodies[route.path], problem, errors)} for route in plan.routes
+        },
         "components": {"schemas": components.schemas},
     }
 

@@ -26,7 +26,7 @@ from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Set
 from zmesh.core.events import DrainAsked, Heard, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
 from zmesh.current import running_request
-from zmesh.declaring import declaration, worker_class
+from zmesh.declaring import declaration, ipc_codec, worker_class
 from zmesh.errors import DeclarationError
 from zmesh.line import Line, line_class
 from zmesh.loader import AppError, load_worker_class
@@ -110,8 +110,9 @@ class Stage:
             retry=self.retry,
             mime_type=self.worker.resp_mime_type,
             sse=issubclass(self.worker, SSEWorker),
-            ipc_codec=_ipc_codec(self.worker),
+            ipc_codec=ipc_codec(self.worker),
             unpickles=self.worker.unpickles,
+            needs_redis=self.worker.needs_redis,
         )
 
     def _count(self, what: str, value: object) -> int:
@@ -159,14 +160,6 @@ class Stage:
             if not known or not all(isinstance(text, str) for pair in variables.items() for text in pair):
                 raise DeclarationError(f"{self._called}: env must map names to text, not {variables!r}")
         return tuple(dict(variables) for variables in env)
-
-
-def _ipc_codec(worker: type[Worker]) -> str:
-    """A name for what it writes and reads between stages; equal in every process that has the same app file."""
-    pair = worker.serialize_ipc, worker.deserialize_ipc
-    if pair == (Worker.serialize_ipc, Worker.deserialize_ipc):
-        return "zmesh"
-    return "+".join(getattr(function, "__qualname__", "custom") for function in pair)
 
 
 # ── one worker process ────────────────────────────────────────────────────────────────────────────────────────────
@@ -385,7 +378,7 @@ def main() -> int:
     slate.write(0, Phase.IDLE)
     ALARMS.install(document.stage.timeout_seconds, slate.ordered)
     limits, hands_on = settings.limits(), document.plan.hands_on(document.stage.name)
-    stores, memory = open_stores(worker, document.memory, hands_on=hands_on)
+    stores, memory = open_stores(worker, document.memory, document.plan, settings, hands_on=hands_on)
     tell, most = pipe.send if hands_on else None, limits.frame_bytes_max
     runner = BatchRunner(worker, slate, retry=document.stage.retry, tell=tell, stores=stores, frame_bytes_max=most)
     context, poller = Context(), Poller()

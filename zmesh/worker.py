@@ -55,6 +55,7 @@ class Worker(abc.ABC):
     resp_mime_type: str = "application/json"
     shared_memory_bytes: int | None = 1024 * 1024
     """From this size on a result goes to a next stage on the same host through shared memory; None: never."""
+    needs_redis: bool = False  # what it makes goes to the next stage through Redis: see RedisShmIPCMixin
 
     stage: str = ""
     worker_id: int = 0

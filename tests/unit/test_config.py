@@ -42,6 +42,7 @@ MOSEC_VARIABLES = {
     "MOSEC_LOG_LEVEL",
     "MOSEC_DRY_RUN",
     "MOSEC_MAX_REQUEST_SIZE",
+    "MOSEC_INTERNAL_REDIS_URL",
 }
 
 
@@ -158,5 +159,5 @@ def test_every_limit_has_its_row_on_the_page():
 
 @pytest.mark.parametrize("row", table("Limits of the gateway and the agent"), ids=lambda row: row[0])
 def test_a_limit_of_a_module_is_what_the_page_says(row: list[str]):
-    module, _, name = row[0].strip("`").partition(".")
+    module, _, name = row[0].strip("`").rpartition(".")
     assert str(getattr(importlib.import_module(f"zmesh.{module}"), name)) == row[1].strip("`")

@@ -19,7 +19,7 @@ import mosec.errors as wrong
 from mosec import Server, Worker
 from mosec.mixin import (
     MsgpackMixin,
-    RedisShmIPCMixin as Redis,
+    PlasmaShmIPCMixin as Plasma,
 )
 from mosec.worker import Worker as W, NoSuchName
 
@@ -55,8 +55,8 @@ def test_every_line_that_says_mosec_is_there_with_what_to_write():
 
 
 def test_a_name_that_is_not_there_has_a_word_about_what_to_do():
-    redis, missing = noted(APP)
-    assert redis[0] == 6 and "there is no RedisShmIPCMixin in this version of zmesh; leave it out" in redis[1]
+    plasma, missing = noted(APP)
+    assert plasma[0] == 6 and "put RedisShmIPCMixin or ShmIPCMixin in its place" in plasma[1]
     assert missing == (8, "zmesh has no worker.NoSuchName; see docs/migrating-from-mosec.md")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zmesh.mixins.numbin_ipc import NumBinIPCMixin
     from zmesh.mixins.pickle_ipc import PickleIPCMixin
     from zmesh.mixins.plasma_ipc import PlasmaShmIPCMixin
+    from zmesh.mixins.redis_ipc import RedisShmIPCMixin
     from zmesh.mixins.shared_memory import ShmIPCMixin
     from zmesh.mixins.typed_msgpack import TypedMsgPackMixin
 
@@ -21,11 +22,12 @@ __all__ = [
     "NumBinIPCMixin",
     "PickleIPCMixin",
     "PlasmaShmIPCMixin",
+    "RedisShmIPCMixin",
     "ShmIPCMixin",
     "TypedMsgPackMixin",
 ]
 
-IPC_MIXINS: tuple[str, ...] = ("ShmIPCMixin",)
+IPC_MIXINS: tuple[str, ...] = ("RedisShmIPCMixin", "ShmIPCMixin")
 """Those that carry what one stage hands on past the broker. A warning about large batches names them."""
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "NumBinIPCMixin": "zmesh.mixins.numbin_ipc",
     "PickleIPCMixin": "zmesh.mixins.pickle_ipc",
     "PlasmaShmIPCMixin": "zmesh.mixins.plasma_ipc",
+    "RedisShmIPCMixin": "zmesh.mixins.redis_ipc",
     "ShmIPCMixin": "zmesh.mixins.shared_memory",
     "TypedMsgPackMixin": "zmesh.mixins.typed_msgpack",
 }

@@ -28,7 +28,7 @@ FLOORS: dict[str, list[str]] = {
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol",
+        "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol", "codings",
         "components",
     ],
     "2b halves": [
@@ -38,7 +38,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
-        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log",
+        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log", "compression",
     ],
     "3b programs": ["agent", "gateway", "draining", "overhearing", "dryrun"],
     "4 assembly": [
@@ -62,6 +62,9 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("runner", "emitter"): "what a worker says while its batch runs",
     ("rehearsal", "emitter"): "the same in a warm-up, to nobody",
     ("inference", "streaming"): "the answer of a route that streams",
+    ("codings", "answers"): "what a client is told of a body that cannot be unpacked",
+    ("compression", "inference"): "the same, with packed bodies",
+    ("compression", "streaming"): "a type of what inference gives back",
     ("daemons", "processes"): "a daemon is watched and outlived like any process of the agent",
     ("annotations", "worker"): "the two sides of forward",
     ("runtime", "stage"): "mosec's name for the same",
@@ -88,6 +91,8 @@ HOMES: dict[str, list[str]] = {
     "torch": ["codec", "mixins.*"],
     "pydantic": ["gateway", "schemas", "predictions", "cog"],
     "redis": ["mixins.*"],
+    "backports": ["codings"],
+    "compression": ["codings"],  # Python's own, from 3.14
     "click": ["cli"],
 }
 

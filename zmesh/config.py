@@ -95,6 +95,7 @@ class StagePlan:
     mime_type: str = "application/json"
     sse: bool = False
     ipc_codec: str = "zmesh"
+    unpickles: bool = False  # what is handed to it could run code in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +221,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("drain_timeout", "int", "time to finish accepted requests at shutdown; 0 = the request timeout", unit="ms"),
     Option("wait", "int", "max_wait_time of stages that set none", unit="ms", verbs=BROKER),
     Option("max_request_size", "int", "largest request body", unit="bytes"),
+    Option("compression", "flag", "take bodies in gzip and zstd, and answer so to who accepts it", verbs=HTTP),
     Option(
         "on_start_failure",
         "choice",
@@ -272,6 +274,7 @@ class Settings:
     drain_timeout: int = 0
     wait: int = 10
     max_request_size: int = 10 * MIB
+    compression: bool = False
     on_start_failure: str = "exit"
     restarts_per_minute: int = 120
     debug: bool = False

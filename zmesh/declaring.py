@@ -70,6 +70,8 @@ def worker_class(worker: object) -> type[Worker]:
     if inspect.isabstract(worker):
         missing = ", ".join(sorted(worker.__abstractmethods__))
         raise DeclarationError(f"{worker.__name__} cannot be run: it does not define {missing}")
+    if why := worker.unfit():
+        raise DeclarationError(f"{worker.__name__}: {why}")
     return worker
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from zmesh.addresses import broker_address
+from zmesh.addresses import broker_address, unpickling_problem
 from zmesh.board import Board
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
@@ -88,6 +88,10 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         connect = broker_address("--connect", settings.connect, count, insecure=insecure)
     elif settings.bind:
         bind = broker_address("--bind", settings.bind, count, insecure=insecure)
+    if where := connect or bind:
+        problems = [unpickling_problem(stage.name, where) for stage in plan.stages if stage.unpickles]
+        if any(problems):
+            raise UsageError(problems[0])
     match verb:
         case "worker":
             return Household(verb, ("worker",), stages, bind, connect)

@@ -17,11 +17,7 @@ __all__ = ["WITHOUT"]  # and those of zmesh.mixins, none of which loads before i
 
 WITHOUT: Mapping[str, str] = MappingProxyType(
     {
-        "TypedMsgPackMixin": "use MsgpackMixin, and check what forward is given",
-        "NumBinIPCMixin": "leave it out: numpy arrays go from stage to stage as they are",
         "RedisShmIPCMixin": "leave it out: what goes between stages goes through the broker, up to 64 MiB a piece",
-        "PlasmaShmIPCMixin": "leave it out: pyarrow has no plasma any more, and what goes between stages goes through "
-        "the broker",
     }
 )
 """How to do without the mixins of mosec that are not here."""

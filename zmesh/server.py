@@ -253,6 +253,8 @@ class Server:
         from zmesh import agent
 
         logs.setup(settings.log_level, "agent", settings.log_format)
+        if settings.compression and current_verb.name in ("run", "gateway"):
+            _say_codings()
         for stage in (stage for route in self._routes.values() for stage in route if stage.start_method == "fork"):
             log.info("%s: start_method='fork' has no effect: each worker is a fresh process", stage.worker.__name__)
         return agent.run(
@@ -284,6 +286,13 @@ class Server:
         for notice in notices(current_verb.given, environ):
             print(f"zmesh: {notice}", file=sys.stderr)
         return replace(settings, user_args=current_verb.user_args)
+
+
+def _say_codings() -> None:
+    from zmesh.codings import known
+
+    if len(known()) == 1:
+        log.warning("--compression speaks gzip only: for zstd too, pip install 'zmesh-serve[compression]'")
 
 
 def _check_kind(option: Option, value: object) -> None:

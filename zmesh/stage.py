@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from zmesh import logs
+from zmesh.addresses import unpickling_problem
 from zmesh.alarms import ALARMS
 from zmesh.config import Plan, Settings, StagePlan
 from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
@@ -107,6 +108,7 @@ class Stage:
             mime_type=self.worker.resp_mime_type,
             sse=issubclass(self.worker, SSEWorker),
             ipc_codec=_ipc_codec(self.worker),
+            unpickles=self.worker.unpickles,
         )
 
     def _count(self, what: str, value: object) -> int:
@@ -339,6 +341,8 @@ def _start(document: _Document, pipe: Pipe) -> Worker | None:
     doing = ""
     try:
         cls = load_worker_class(document.app, document.stage.worker)
+        if cls.unpickles and (why := unpickling_problem(document.stage.name, document.endpoint)):
+            raise AppError(why)  # its agent refuses that too, and this is the process that would suffer
         worker = make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
         logs.join_in()  # they may have configured logging meanwhile
         doing = "the warm-up with its example raised "

@@ -55,6 +55,16 @@ class Worker(abc.ABC):
     worker_id: int = 0
     max_batch_size: int = 1
 
+    unpickles: bool = False
+    """Whether `deserialize_ipc` can run what it reads, as pickle does. Say so of a class of yours that does: it is
+    refused where others than its own mesh could send it something."""
+
+    @classmethod
+    def unfit(cls) -> str:
+        """For mixins: why no stage can be made of this class here, such as a library that is not installed, in words
+        that follow its name; empty when one can."""
+        return ""
+
     @functools.cached_property
     def metrics(self) -> Metrics:
         """Counters, gauges and histograms of your own, for `/metrics`: `self.metrics.counter("tokens", "Tokens made")`.

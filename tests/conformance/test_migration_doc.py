@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migrating-from-mosec.md").read_text()
 TESTING = (ROOT / "docs" / "testing.md").read_text()
 
-SECTIONS = ("1.1", "1.2", "1.3", "1.4", "1.5", "1.7", "1.8", "1.9", "1.10", "1.11", "2", "3", "4", "6", "7", "Versions")
+SECTIONS = (
+    "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8", "1.9", "1.10", "1.11", "1.12", "2", "3", "4", "6", "7",
+    "Versions",
+)  # fmt: skip
 VERDICTS = {"same", "better", "differs", "not yet"}
 
 # What mosec 0.9.7 counts and answers; names and flags are asked of other tests.

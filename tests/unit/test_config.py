@@ -16,7 +16,7 @@ from zmesh.config import OPTIONS, Limits, Option, Settings, notices, settings_fr
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 FLAGS = [option for option in OPTIONS if option.kind == "flag"]
 
-# mosec 0.9.7, `--help` and its table of variables. `--compression` is not here, and the page says so.
+# mosec 0.9.7, `--help` and its table of variables.
 MOSEC_FLAGS = {
     "--path",
     "--capacity",
@@ -29,6 +29,7 @@ MOSEC_FLAGS = {
     "--log-level",
     "--dry-run",
     "--max-request-size",
+    "--compression",
 }
 MOSEC_VARIABLES = {
     "MOSEC_PATH",

@@ -66,6 +66,8 @@ def test_a_name_that_is_not_there_has_a_word_about_what_to_do():
         ("from mosec.plugins import IPCWrapper", "gone since mosec 0.8"),
         ("import mosec.coordinator", "a worker is tried without a server by making one"),
         ("from mosec.args import parse_arguments", "give them as keywords"),
+        ("from mosec.mixin import PlasmaShmIPCMixin", "put RedisShmIPCMixin or ShmIPCMixin in its place"),
+        ("import mosec.mixin; mosec.mixin.PlasmaShmIPCMixin.set_plasma_path('p')", "does nothing but say so"),
         ("from mosec.protocol import HTTPStautsCode", "write HTTPStatusCode"),
         ("import mosec as m; m.Gone", "zmesh has no Gone; see docs/migrating-from-mosec.md"),
         ("import mosec; mosec.server.GUARD_CHECK_INTERVAL", "so nothing is polled"),
@@ -101,7 +103,7 @@ def test_a_file_that_does_not_import_mosec_is_left_alone(source: str):
         "from mosec import Server, Worker, SSEWorker, Runtime, ClientError, get_logger",
         "from mosec.errors import MosecError, MosecTimeoutError",
         "from mosec.utils import ParseTarget, parse_func_type",
-        "from mosec.mixin import MsgpackMixin",
+        "from mosec.mixin import MsgpackMixin, NumBinIPCMixin, TypedMsgPackMixin",
         "import mosec; server.append_worker(W, start_method='spawn')",
     ],
 )

@@ -21,7 +21,7 @@ NAMES = {
     "get_logger __version__",
     "zmesh.errors": "MosecError ClientError ServerError EncodingError DecodingError ValidationError MosecTimeoutError",
     "zmesh.log": "get_logger",
-    "zmesh.mixin": "MsgpackMixin",
+    "zmesh.mixin": "MsgpackMixin NumBinIPCMixin PlasmaShmIPCMixin TypedMsgPackMixin",
     "zmesh.protocol": "HTTPStatusCode",
     "zmesh.runtime": "Runtime",
     "zmesh.server": "Server",

@@ -52,6 +52,7 @@ COMPRESSION_ERRORS: Mapping[int, str] = {
     406: "accept-encoding wants neither a plain answer nor one that this server can make",
     415: "The body is in a content-encoding that is not taken here; accept-encoding says which are",
 }
+
 RESULT = "The result"
 EVENTS = "Events, as they happen"
 
@@ -78,14 +79,12 @@ def metadata(
     bodies = {
         route.path: _bodies(plan, route, known.get(route.path, RouteSchema()), components) for route in plan.routes
     }
-    errors = {**ERRORS, **COMPRESSION_ERRORS} if compression else ERRORS
     problem = components.add({"$ref": f"{PREFIX}Problem"}, {"Problem": _problem()})  # after theirs, whose names stay
+    errors = _errors(ERRORS, problem) | (_errors(COMPRESSION_ERRORS, problem) if compression else {})
     return {
         "openapi": "3.1.0",
         "info": {"title": "zmesh inference", "version": version},
-        "paths": {
-            route.path: {"post": _operation(route, *bodies[route.path], problem, errors)} for route in plan.routes
-        },
+        "paths": {route.path: {"post": _operation(route, *bodies[route.path], errors)} for route in plan.routes},
         "components": {"schemas": components.schemas},
     }
 
@@ -110,10 +109,12 @@ def _content(mime_type: str, body: Body, components: Components) -> Json:
     return {mime_type: said}
 
 
-def _operation(route: RoutePlan, taken: Json, given: Json, problem: Json, errors: Mapping[int, str]) -> Json:
-    failed = {"text/plain": {"schema": {"type": "string"}}, "application/problem+json": {"schema": problem}}
-    responses: Json = {"200": {"description": EVENTS if route.sse else RESULT, "content": given}}
-    responses |= {str(code): {"description": text, "content": failed} for code, text in errors.items()}
+def _errors(texts: Mapping[int, str], problem: Json) -> Json:
+    content = {"text/plain": {"schema": {"type": "string"}}, "application/problem+json": {"schema": problem}}
+    return {str(code): {"description": text, "content": content} for code, text in texts.items()}
+
+
+def _operation(route: RoutePlan, taken: Json, given: Json, errors: Json) -> Json:
     return {
         "operationId": "infer" + route.path.replace("_", "__").replace("/", "_"),
         "summary": " → ".join(route.stages),
@@ -122,7 +123,7 @@ def _operation(route: RoutePlan, taken: Json, given: Json, problem: Json, errors
             for name, (shape, text) in HEADERS.items()
         ],
         "requestBody": {"required": True, "content": taken},
-        "responses": responses,
+        "responses": {"200": {"description": EVENTS if route.sse else RESULT, "content": given}} | errors,
     }
 
 

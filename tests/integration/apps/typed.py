@@ -7,7 +7,7 @@ import msgspec
 import pydantic
 
 from zmesh import DecodingError, Server, SSEWorker, ValidationError, Worker
-from zmesh.mixins import MsgpackMixin
+from zmesh.mixins import MsgpackMixin, TypedMsgPackMixin
 
 
 class Leaf(msgspec.Struct, tag="leaf"):
@@ -21,6 +21,13 @@ class Node(msgspec.Struct, tag="node"):
 class Total(msgspec.Struct):
     total: float
     leaves: Annotated[int, msgspec.Meta(ge=0)]
+
+
+def total(tree: Leaf | Node) -> Total:
+    if isinstance(tree, Leaf):
+        return Total(tree.value, 1)
+    parts = [total(part) for part in tree.parts]
+    return Total(sum(part.total for part in parts), sum(part.leaves for part in parts))
 
 
 class Sum(Worker):
@@ -40,13 +47,7 @@ class Sum(Worker):
             raise DecodingError(str(error)) from error
 
     def forward(self, batch: list[Leaf | Node]) -> list[Total | ValidationError]:
-        return [self.add(tree) for tree in batch]
-
-    def add(self, tree: Leaf | Node) -> Total:
-        if isinstance(tree, Leaf):
-            return Total(tree.value, 1)
-        parts = [self.add(part) for part in tree.parts]
-        return Total(sum(part.total for part in parts), sum(part.leaves for part in parts))
+        return [total(tree) for tree in batch]
 
     def serialize(self, data: Total) -> bytes:
         return msgspec.json.encode(data)
@@ -117,6 +118,13 @@ class Square(MsgpackMixin, Worker):
         return {name: number * number for name, number in numbers.items()}
 
 
+class Packed(TypedMsgPackMixin, Worker):
+    """The same trees, in msgpack that the mixin checks."""
+
+    def forward(self, batch: list[Leaf | Node]) -> list[Total]:
+        return [total(tree) for tree in batch]
+
+
 class Speak(SSEWorker):
     """Events."""
 
@@ -157,6 +165,7 @@ if __name__ == "__main__":
     server.append_worker(Sell, route="/sell")
     server.append_worker(Length, route="/v1/length")
     server.append_worker(Square, max_batch_size=8, max_wait_time=1, route="/square")
+    server.append_worker(Packed, max_batch_size=8, max_wait_time=1, route="/packed")
     server.append_worker(Speak, route="/speak")
     server.append_worker(Upper, route="/upper")
     server.append_worker(Anything, max_batch_size=8, max_wait_time=1, route="/anything")

@@ -1,20 +1,20 @@
 """`--compression`: bodies of requests in gzip or zstd, and answers to who accepts them so.
 
-A body is unpacked as it comes, in pieces: what it unpacks to is counted like any body, and refused as soon as it is too
-much. A small piece is unpacked where it stands; what more there is, and large answers, in threads, `THREADS` of them at
-a time, so that the event loop has its hands free. Nothing of this is there without the setting: see `inference_of`.
+A body is unpacked as it comes, in pieces, and refused as soon as it is too much. A small piece is unpacked where it
+stands; what more there is, and large answers, in threads, `THREADS` of them at a time, so that the event loop has its
+hands free and no more bombs than that are in memory. Nothing of this is there without the setting: see `inference_of`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
 
 from zmesh.answers import Header, Refusal
 from zmesh.asgi import AsgiApp, Receive, Scope, Send
 from zmesh.calls import Calls
-from zmesh.codings import PACKED_BYTES_MIN, Unpacking, Wanted, coding_of, known, may_pack, wanted
+from zmesh.codings import PACKED_BYTES_MIN, Coding, Unpacking, Wanted, coding_of, known, may_pack, wanted
 from zmesh.inference import Inference, Upload
 from zmesh.streaming import Outcome
 
@@ -23,10 +23,9 @@ __all__ = ["CompressedInference", "inference_of"]
 THREADS = 2
 AT_ONCE_BYTES = 64 * 1024  # unpacked without a thread
 PACKED_AT_ONCE_BYTES = 16 * 1024  # packed without a thread
-PIECE_BYTES = 1024 * 1024  # unpacked in a thread, and then counted
+PIECE_BYTES = 1024 * 1024  # unpacked in a thread before somebody looks whether that is too much
 AS_IT_IS = {b"content-encoding", b"content-range", b"etag"}  # an answer that says so is not packed
 
-T = TypeVar("T")
 Message = MutableMapping[str, Any]
 
 
@@ -50,12 +49,12 @@ class CompressedInference(Inference):
         if scope["method"] == "POST" and not self._calls.is_draining:
             wanted(_said(scope, b"accept-encoding"), self._codings)  # before anything is done for it
             if coding := coding_of(_said(scope, b"content-encoding"), self._codings):
-                call.receive = _Unpacked(self._calls, call.receive, Unpacking(coding), self.in_thread)
+                call.receive = _Unpacked(self._calls, call.receive, Unpacking(coding), self._threads)
         return await super()._outcome(call, scope, headers, send)
 
-    async def in_thread(self, work: Callable[..., T], *given: object) -> T:
+    async def _pack_apart(self, coding: Coding, body: bytes) -> bytes:
         async with self._threads:
-            return await asyncio.to_thread(work, *given)
+            return await asyncio.to_thread(coding.pack, body)
 
     def _packed(self, scope: Scope, send: Send) -> Send:
         """`send`, which packs an answer that is whole."""
@@ -86,7 +85,7 @@ class CompressedInference(Inference):
             headers.append((b"vary", b"accept-encoding"))
         if coding is not None and body and (is_must or len(body) >= PACKED_BYTES_MIN):
             at_once = len(body) <= PACKED_AT_ONCE_BYTES
-            body = coding.pack(body) if at_once else await self.in_thread(coding.pack, body)
+            body = coding.pack(body) if at_once else await self._pack_apart(coding, body)
             headers = [one for one in headers if one[0].lower() != b"content-length"]
             headers += [(b"content-encoding", coding.name.encode()), (b"content-length", b"%d" % len(body))]
         return {**start, "headers": headers}, {**message, "body": body}
@@ -95,40 +94,42 @@ class CompressedInference(Inference):
 class _Unpacked:
     """What `receive` gives, unpacked."""
 
-    def __init__(self, calls: Calls, receive: Receive, unpacking: Unpacking, in_thread: Callable[..., Any]) -> None:
-        self._calls, self._receive, self._unpacking, self._in_thread = calls, receive, unpacking, in_thread
+    def __init__(self, calls: Calls, receive: Receive, unpacking: Unpacking, threads: asyncio.Semaphore) -> None:
+        self._calls, self._receive, self._unpacking, self._threads = calls, receive, unpacking, threads
         self._packed_bytes = self._bytes = 0
         self._is_whole = False
 
     async def __call__(self) -> Message:
-        if self._unpacking.has_more:
-            return await self._piece(b"")
-        if self._is_whole:
-            return await self._receive()  # which says when the client leaves
         message = await self._receive()
-        if message["type"] != "http.request":
+        if message["type"] != "http.request" or self._is_whole:
             return message
         self._is_whole = not message.get("more_body", False)
-        return await self._piece(message.get("body", b""))
-
-    async def _piece(self, data: bytes) -> Message:
-        unpacking = self._unpacking
-        self._packed_bytes += len(data)
         try:
-            if unpacking.has_more:
-                piece = await self._in_thread(unpacking.more, PIECE_BYTES)
-            else:
-                piece = unpacking.some(data, AT_ONCE_BYTES)
-            is_last = self._is_whole and not unpacking.has_more
-            if is_last:
-                unpacking.end()
+            body = await self._unpacked(message.get("body", b""))
+            if self._is_whole:
+                self._unpacking.end()
         except Refusal as refusal:
             refusal.close = refusal.linger = not self._is_whole
             raise
+        return {**message, "body": body}
+
+    async def _unpacked(self, data: bytes) -> bytes:
+        """In turns: who is not done keeps its thread, or many bombs would be in memory, each of them nearly done."""
+        unpacking = self._unpacking
+        self._packed_bytes += len(data)
+        pieces = [unpacking.some(data, AT_ONCE_BYTES)]
+        self._count(pieces[0])
+        if unpacking.has_more:
+            async with self._threads:
+                while unpacking.has_more:
+                    pieces.append(await asyncio.to_thread(unpacking.more, PIECE_BYTES))
+                    self._count(pieces[-1])
+        return b"".join(pieces)
+
+    def _count(self, piece: bytes) -> None:
         self._bytes += len(piece)
         if max(self._packed_bytes, self._bytes) > self._calls.body_bytes_max:
             raise self._calls.too_large(", packed or unpacked")
-        return {"type": "http.request", "body": piece, "more_body": not is_last}
 
 
 def _said(scope: Scope, name: bytes) -> str:
@@ -147,6 +148,7 @@ def _may_pack(start: Message) -> bool:
     said = {name.lower(): value for name, value in headers}
     return (
         start["status"] == 200
+        and b"content-length" in said  # or it is a stream, whose start is not held back
         and AS_IT_IS.isdisjoint(said)
         and may_pack(said.get(b"content-type", b"").decode("latin-1"))
     )

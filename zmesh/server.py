@@ -293,7 +293,7 @@ def _say_codings() -> None:
     from zmesh.codings import known
 
     if len(known()) == 1:
-        log.warning("--compression speaks gzip only: for zstd too, pip install 'zmesh-serve[compression]'")
+        log.warning("--compression speaks gzip only; zstd needs a package: pip install backports.zstd")
 
 
 def _answers_with(last: StagePlan) -> str:

@@ -106,6 +106,25 @@ def test_bombs_wait_for_one_another_and_not_the_loop(monkeypatch: pytest.MonkeyP
     assert most == compression.THREADS
 
 
+@pytest.mark.parametrize("name", EITHER)
+def test_many_bombs_take_no_more_memory_than_those_that_have_a_thread(name: str):
+    bomb, count = called(name).pack(bytes(10 * LIMIT)), 20
+
+    async def main() -> int:
+        gateway = await joined(FakeBroker(), Settings(**ON))
+        tracemalloc.start()
+        try:
+            bombs = [sending(name, bomb)().start(gateway.inference) for _ in range(count)]
+            assert {asked.status for asked in await asyncio.gather(*bombs)} == {413}
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            gateway.link.close()
+
+    at_once = compression.THREADS * (LIMIT + 3 * compression.PIECE_BYTES)
+    assert run(main()) < at_once + count * (len(bomb) + 2 * compression.AT_ONCE_BYTES)
+
+
 def test_who_leaves_while_its_body_is_unpacked_and_who_is_too_slow_get_what_they_always_get():
     async def main() -> None:
         gateway = await joined(FakeBroker(), Settings(**ON))
@@ -257,6 +276,30 @@ def test_an_app_of_the_users_is_packed_unless_it_streams_or_speaks_of_it_itself(
         asked = asked_of(app, path)
         assert asked.headers.get("content-encoding") == coding, path
         assert b"".join(message.get("body", b"") for message in asked.sent[1:]).startswith(LONG[:100]), path
+
+
+def test_the_start_of_a_stream_is_not_held_back():
+    app = make_app()
+    has_started = asyncio.Event()
+
+    async def pieces() -> Any:
+        await asyncio.wait_for(has_started.wait(), 5)
+        yield LONG
+
+    app.get("/stream")(lambda: StreamingResponse(pieces(), media_type="text/plain"))
+    client = Client(path="/stream", method="GET", headers={"accept-encoding": "gzip"})
+
+    async def send(message: Any) -> None:
+        has_started.set()
+        await Client.send(client, message)
+
+    async def main() -> None:
+        gateway = await joined(FakeBroker(), Settings(**ON), app)
+        await gateway.inference(client.scope, client.receive, send)
+        gateway.link.close()
+
+    run(main())
+    assert client.status == 200 and client.sent[1]["body"] == LONG
 
 
 def test_behind_a_users_middleware_it_is_all_the_same():

@@ -20,14 +20,15 @@ log = logging.getLogger("zmesh.worker")
 
 
 def open_stores(
-    worker: Worker, directory: str, plan: Plan, settings: Settings, *, hands_on: bool
+    worker: Worker, directory: str, plan: Plan | None = None, settings: Settings | None = None, *, hands_on: bool
 ) -> tuple[Stores, str]:
     """The stores, and the name of the shared memory among them for HELLO, empty without one.
 
-    `directory` is the agent's for shared memory, or empty; `hands_on`: there is a next stage on some route.
+    `directory` is the agent's for shared memory, or empty; `hands_on`: there is a next stage on some route. `plan` and
+    `settings` say whether any stage hands on through Redis, and where that is.
     """
     memory = _shared_memory(directory, worker.shared_memory_bytes or LEAST_BYTES)
-    redis = _redis(worker, plan, settings)
+    redis = _redis(worker, plan, settings) if plan and settings else None
     known = [store for store in (memory, redis) if store is not None]
     putting: list[Store] = [redis] if redis is not None and worker.needs_redis else []
     putting += worker.payload_stores(memory)

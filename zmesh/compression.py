@@ -101,7 +101,7 @@ class _Unpacked:
 
     async def __call__(self) -> Message:
         message = await self._receive()
-        if message["type"] != "http.request" or self._is_whole:
+        if message["type"] != "http.request":
             return message
         self._is_whole = not message.get("more_body", False)
         try:

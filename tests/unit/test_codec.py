@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import enum
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -75,7 +76,7 @@ def mark(name: str) -> msgpack.ExtType:
 # What comes back
 
 
-@register
+@functools.partial(register, name="unit.Box")  # a page of docs/ registers one too
 @dataclasses.dataclass
 class Box:
     corner: tuple[int, int]
@@ -545,7 +546,8 @@ FIELDS = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 40) | st.integers(-(2**63), 2**64 - 1) | st.floats()
     | st.binary(max_size=20) | st.just(msgpack.Timestamp(1)) | st.just(msgpack.ExtType(1, b"x"))
     | st.sampled_from(["C", "F", "U", "S", "<f8", "|b1", "<U1", "<U999999999", "|S0", "|O", "<M8[D]", "<M8[9q]", ">i4"])
-    | st.sampled_from(["float32", "Box", "unit.Key", "2020-01-01", "12:30", "Europe/Berlin", "../x", "name", "1e9", ""])
+    | st.sampled_from(["float32", "unit.Box", "unit.Key", "2020-01-01", "12:30", "Europe/Berlin", "../x"])
+    | st.sampled_from(["name", "1e9", ""])
     | st.sampled_from([msgpack.ExtType(tag, b"") for tag in range(20)]),
     lambda inner: (
         st.lists(inner, max_size=5)

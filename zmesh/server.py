@@ -16,12 +16,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zmesh import logs
-from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, notices, settings_from
+from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, StagePlan, notices, settings_from
 from zmesh.core.routes import build, check_paths
 from zmesh.declaring import declaration, unknown_name
 from zmesh.errors import DeclarationError, StartError, UsageError
 from zmesh.loader import current_verb, qualified, refuse_optimized, remind_to_run, stop_reminding
 from zmesh.signals import ending_early
+from zmesh.worker import SSEWorker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -153,7 +154,7 @@ class Server:
         return Plan(
             stages=tuple(planned.values()),
             routes=tuple(
-                RoutePlan(path=path, stages=through, mime_type=last[path].mime_type, sse=last[path].sse)
+                RoutePlan(path=path, stages=through, mime_type=_answers_with(last[path]), sse=last[path].sse)
                 for path, through in paths.items()
             ),
         )
@@ -293,6 +294,11 @@ def _say_codings() -> None:
 
     if len(known()) == 1:
         log.warning("--compression speaks gzip only: for zstd too, pip install 'zmesh-serve[compression]'")
+
+
+def _answers_with(last: StagePlan) -> str:
+    """A stream is a stream, whatever a mixin for its requests says."""
+    return SSEWorker.resp_mime_type if last.sse else last.mime_type
 
 
 def _check_kind(option: Option, value: object) -> None:

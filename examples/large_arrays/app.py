@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 class Read(MsgpackMixin, NumBinIPCMixin, Worker):
     """{"image": an array in bytes} -> the array, and how often each of its levels occurs."""
 
+    example = {"image": dumps(np.tri(64, dtype=np.uint8))}
+
     def forward(self, request: Any) -> dict[str, Array]:
         body = request.get("image") if isinstance(request, dict) else None
         if not isinstance(body, bytes):

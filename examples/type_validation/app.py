@@ -46,6 +46,8 @@ class Answer(msgspec.Struct):
 class Name(TypedMsgPackMixin, Worker):
     """With batches `forward` takes a list, and each request is one of it."""
 
+    example = [Question((250, 130, 10))] * 16  # the warm-up is a batch, which is what forward takes
+
     def forward(self, questions: list[Question]) -> list[Answer]:
         return [name(question) for question in questions]
 

@@ -11,6 +11,7 @@ from zmesh import serving
 from zmesh.config import Plan, Settings
 from zmesh.errors import StartError, UsageError
 from zmesh.loader import AppError, current_verb
+from zmesh.mixins import MsgpackMixin
 from zmesh.pipe import Pipe, pipe_pair
 from zmesh.server import Server
 from zmesh.stage import Stage
@@ -37,6 +38,10 @@ class Classify_2(Worker):
 class Talk(SSEWorker):
     def forward(self, data: Any) -> Any:
         return data
+
+
+class TalkOfMsgpack(MsgpackMixin, Talk):
+    pass
 
 
 class Agent:
@@ -126,8 +131,9 @@ def test_a_route_answers_with_the_type_of_its_last_stage():
     server.append_worker(Classify, route=["/talk", "/png"])
     server.append_worker(Talk, route="/talk")
     server.append_worker(Decode, route="/png")
-    talk, png = server.plan(Settings()).routes
-    assert (talk.mime_type, talk.sse) == ("text/event-stream", True)
+    server.append_worker(TalkOfMsgpack, route="/msgpack")
+    talk, png, msgpack = server.plan(Settings()).routes
+    assert (talk.mime_type, talk.sse) == (msgpack.mime_type, msgpack.sse) == ("text/event-stream", True)
     assert (png.mime_type, png.sse) == ("image/png", False)
 
 

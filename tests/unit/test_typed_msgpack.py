@@ -153,14 +153,17 @@ def test_another_type_is_a_422_that_says_what_and_where(body: Any, text: str):
     assert describe(refused.value) == (422, f"request validation error: {text}")
 
 
-@pytest.mark.parametrize("taken", ["Any", "Box", "list[int]"])
-@pytest.mark.parametrize("body", [b"", b"\xc1", b"\x93\x01\x01", b"\xdd\xff\xff\xff\xff\x01\x01"])
+@pytest.mark.parametrize(
+    ("taken", "body"),
+    [
+        *((taken, body) for taken in ("Any", "Box", "list[int]") for body in (b"", b"\xc1")),
+        *((taken, body) for taken in ("Any", "list[int]") for body in (b"\x92\x01", b"\xdd\xff\xff\xff\xff\x01")),
+        ("Box", b"\x81\xa6cor"),
+    ],
+)
 def test_bytes_that_are_no_msgpack_are_a_400_in_words(taken: str, body: bytes):
-    made = worker(taken)
-    if taken == "Box" and body[:1] > b"\x90" and body != b"\xc1":
-        pytest.skip("msgspec sees that it is no object before it sees that it breaks off")
     with pytest.raises(DecodingError) as refused:
-        made.deserialize(body)
+        worker(taken).deserialize(body)
     status, text = describe(refused.value)
     assert status == 400 and text.startswith("decoding error: the body is not valid msgpack: ")
 

@@ -39,7 +39,7 @@ def add_pages(server: Server) -> None:
     @server.app.middleware("http")
     async def ask_for_a_key(request: Request, call_next: Any) -> Any:
         given = request.headers.get("x-api-key", "").encode()
-        # Not request.url.path: older versions of Starlette make it of the header Host too, where a client writes at will.
+        # Not request.url.path: older Starlettes make it of the header Host too, where a client writes what it likes.
         # compare_digest takes the same time for a wrong key, however much of it is right.
         if request.scope["path"] in OPEN_TO_ALL or any(hmac.compare_digest(given, key) for key in keys):
             return await call_next(request)

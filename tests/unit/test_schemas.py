@@ -216,11 +216,14 @@ def test_two_classes_of_one_name_are_two_components():
     assert list(document["components"]["schemas"]["Box_2"]["properties"]) == ["wheels"]
 
 
-def test_without_msgspec_pydantic_makes_the_schemas(monkeypatch: pytest.MonkeyPatch):
+def test_without_msgspec_pydantic_makes_the_schemas(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setitem(sys.modules, "msgspec", None)
     said = described(worker(Point, dict[str, int]))
     assert json_schema(said.request) == {"$ref": f"{REF}Point"}
     assert json_schema(said.response) == {"type": "object", "additionalProperties": {"type": "integer"}}
+    assert caplog.text == ""
+    assert json_schema(described(worker(np.ndarray)).request) is None
+    assert "numpy.ndarray" in caplog.text and "msgspec" not in caplog.text
 
 
 # ── where an annotation says nothing ──────────────────────────────────────────────────────────────────────────────

@@ -105,6 +105,7 @@ class BatchRunner:
         frame_bytes_max: int = Limits().frame_bytes_max,
     ) -> None:
         self._tell, self._stores, self._frame_bytes_max = tell, stores or Stores(), frame_bytes_max
+        self._least_bytes = self._stores.least_bytes  # that any of them takes
         self._worker, self._slate, self._retry, self._clock, self._alarms = worker, slate, retry, clock, alarms
         self._max_batch_size = worker.max_batch_size
         self._emitter = emitter_of(worker, alarms)
@@ -269,8 +270,7 @@ class BatchRunner:
             finished(row)
             statuses(_OK)
             payloads(payload)
-        least = self._stores.least_bytes
-        if least is not None and max(map(len, part.payloads), default=0) >= least:
+        if self._least_bytes is not None and max(map(len, part.payloads), default=0) >= self._least_bytes:
             self._put_apart(part)
 
     def _put_apart(self, part: _Part) -> None:

@@ -678,10 +678,10 @@ class Sized(Squares):
 def test_large_results_leave_references_and_what_they_stand_for(run):
     shelf = Shelf()
     (event,) = run(
-        Sized(), bodies(3, 10, 7, 2), states=[FIRST, FIRST, ONLY, FIRST], stores=Stores([shelf]), is_near=True
+        Sized(), bodies(3, 10, 1234567, 2), states=[FIRST, FIRST, ONLY, FIRST], stores=Stores([shelf]), is_near=True
     )
-    assert (event.kinds, event.sizes) == ([0, 2, 0, 0], [3, 10, 1, 2])
-    assert event.payloads == [b"xxx", b"@x", b"7", b"xx"]
+    assert (event.kinds, event.sizes) == ([0, 2, 0, 0], [3, 10, 7, 2])
+    assert event.payloads == [b"xxx", b"@x", b"1234567", b"xx"]
     assert shelf.calls == [("put", [b"x" * 10])]
     assert shelf.seconds == [200.0 - 100.0 + LINGER_SECONDS], "until its deadline, and a while beyond"
 

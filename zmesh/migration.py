@@ -39,11 +39,16 @@ KEYWORDS: Mapping[str, str] = {
     "ipc_wrapper": "leave it out, it is gone since mosec 0.8; what goes between stages is serialize_ipc's",
     "start_method": "taken, and without effect: each worker is a fresh process, so load what it needs in its __init__",
 }
+CALLS: Mapping[str, str] = {
+    "start_http_server": "the main block runs in the agent and in each gateway, so this port is taken when the second "
+    "comes; leave it out and count with self.metrics, which /metrics shows",
+}
 UNSEEN = (
     "it listens on 127.0.0.1; for other hosts give it --host 0.0.0.0 (--address is the same)",
     "between stages go msgpack, numpy arrays and tensors, not pickle: other types are refused by name",
     "names of metrics begin with zmesh_; with --namespace mosec_service they begin as before",
     "a stage is called as its class, not Class_1",
+    "the main block runs in the agent and in each gateway: what it starts before run(), it starts in each of them",
 )
 
 
@@ -164,6 +169,8 @@ class _Reader(ast.NodeVisitor):
             is_spawn = isinstance(keyword.value, ast.Constant) and keyword.value.value == "spawn"
             if (advice := KEYWORDS.get(keyword.arg or "")) and not is_spawn:
                 self._note(keyword, advice)
+        if advice := CALLS.get(called):
+            self._note(node, advice)
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:

@@ -41,6 +41,7 @@ class Draw(MsgpackMixin, Worker):
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if self.device == "cuda" else torch.float32
+        # Called `dtype` from diffusers 1.0 on; 0.x warns and takes it.
         self.pipe = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=dtype).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
 

@@ -89,6 +89,15 @@ def test_an_example_does_what_its_readme_says(folder: Path, need: Need) -> None:
             assert mesh.stop() == 0, mesh.log()
 
 
+def test_the_app_of_the_readme_answers_as_it_says(tmp_path: Path) -> None:
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (source,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    ((asked, promised),) = re.findall(r"^\$ zmesh run app.py\n\$ (curl .*)\n(.*)$", page, re.MULTILINE)
+    (tmp_path / "app.py").write_text(source)
+    with running(tmp_path / "app.py") as mesh:
+        assert differences(promised, printed([asked], mesh.port), "json") == ""
+
+
 # ── what every folder has ─────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -21,7 +21,7 @@ class Pipe:
     asked: list[dict[str, Any]]
 
     @classmethod
-    def from_pretrained(cls, model: str, **_: object) -> Pipe:
+    def from_pretrained(cls, model: str, torch_dtype: object) -> Pipe:
         made = cls()
         made.asked = []
         return made

@@ -74,6 +74,8 @@ def test_a_name_that_is_not_there_has_a_word_about_what_to_do():
         ("import mosec, os; os.environ['MOSEC_PORT'] = '1'", "ZMESH_PORT is its name here"),
         ("import mosec, os; os.environ['MOSEC_WAIT'] = '1'", "zmesh reads no MOSEC_WAIT"),
         ("import mosec; name = 'mosec_service_throughput'", "names of metrics begin with zmesh_"),
+        ("import mosec; prometheus_client.start_http_server(5000)", "count with self.metrics"),
+        ("import mosec; start_http_server(5000)", "so this port is taken when the second comes"),
     ],
 )
 def test_what_differs_is_noted_where_it_stands(line: str, advice: str):

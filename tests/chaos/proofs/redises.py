@@ -57,7 +57,7 @@ def _is_empty(size: Callable[[], int]) -> bool:
 
 def leaks(found: Findings) -> None:
     """Requests while one batch in twenty ends its worker: all are answered, and Redis is empty within one TTL."""
-    count, ttl = (600, 3.0) if found.is_short else (10_000, 10.0)
+    count, ttl = (300, 2.0) if found.is_short else (10_000, 10.0)
     env = {"SECONDS_MAX": str(ttl), "CRASH": str(CRASH)}
     for _, program in _servers(found):
         with (

@@ -102,6 +102,18 @@ class Household:
         return replace(settings, redis_url=socket_url(front)) if self.redis else settings
 
 
+def _check_unpickling(plan: Plan, address: str, redis_url: str) -> None:
+    """Raises UsageError if others can write what a stage would unpickle."""
+    unpickling = [stage.name for stage in plan.stages if stage.unpickles]
+    if unpickling and address and (problem := unpickling_problem(unpickling[0], address)):
+        raise UsageError(problem)
+    if unpickling and redis_url and any(stage.needs_redis for stage in plan.stages):
+        raise UsageError(
+            f"stage {unpickling[0]} unpickles what it is handed, and others can write to the Redis that it lies in: "
+            "they could run code in it; take PickleIPCMixin out, or leave --redis-url out, and there is a private one"
+        )
+
+
 def household(verb: str, plan: Plan, settings: Settings) -> Household:
     """Raises UsageError for flags that do not go together, StartError for a stage that is not there."""
     count, insecure = len(plan.stages), settings.insecure
@@ -113,10 +125,7 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         connect = broker_address("--connect", settings.connect, count, insecure=insecure)
     elif settings.bind:
         bind = broker_address("--bind", settings.bind, count, insecure=insecure)
-    if where := connect or bind:
-        problems = [unpickling_problem(stage.name, where) for stage in plan.stages if stage.unpickles]
-        if any(problems):
-            raise UsageError(problems[0])
+    _check_unpickling(plan, connect or bind, settings.redis_url)
     has_workers = verb == "worker" or (verb == "run" and not settings.no_workers)
     redis = own_server(plan, settings, has_workers=has_workers, is_one_host=not (bind or connect))
     match verb:

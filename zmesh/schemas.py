@@ -87,7 +87,7 @@ def _schema_or_none(
 def _schema(worker: type[Worker], target: ParseTarget, media_type: str, in_batch: bool) -> Made:
     """Empty if nothing is said. Raises whatever comes of annotations that cannot be described."""
     hook = worker.get_forward_json_schema
-    if getattr(hook, "__func__", None) is not getattr(Worker.get_forward_json_schema, "__func__", ...):
+    if not hook.__module__.startswith("zmesh."):  # that of a mixin of ours says the same, and knows of no batches
         return hook(target, MOSEC_REF_TEMPLATE)
     if "json" not in media_type and "msgpack" not in media_type:
         return {}, {}

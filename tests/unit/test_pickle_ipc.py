@@ -12,7 +12,7 @@ from zmesh.addresses import unpickling_problem
 from zmesh.config import Plan, Settings
 from zmesh.errors import EncodingError, UsageError
 from zmesh.household import household
-from zmesh.mixins import PickleIPCMixin
+from zmesh.mixins import PickleIPCMixin, RedisShmIPCMixin
 from zmesh.server import Server
 from zmesh.stage import Stage
 from zmesh.worker import Worker
@@ -26,6 +26,11 @@ class Pickled(PickleIPCMixin, Worker):
 class Wrapped(Pickled):
     def serialize_ipc(self, data: Any) -> bytes:
         return super().serialize_ipc([data])
+
+
+class Kept(RedisShmIPCMixin, PickleIPCMixin, Worker):
+    def forward(self, data: Any) -> Any:
+        return data
 
 
 class Plain(Worker):
@@ -70,6 +75,13 @@ def test_on_tcp_it_is_refused_at_the_start_whatever_else_is_allowed(where: str, 
         "address could run code in it; take PickleIPCMixin out, or keep to one host without tcp"
     )
     assert household(verb, plan(Plain), settings)
+
+
+def test_what_lies_in_a_redis_of_others_is_not_unpickled():
+    elsewhere, stages = Settings(redis_url="redis://localhost:6379"), plan(Kept, Pickled)
+    with pytest.raises(UsageError, match="others can write to the Redis that it lies in: .* leave --redis-url out"):
+        household("run", stages, elsewhere)
+    assert household("run", plan(Plain, Pickled), elsewhere).stages, "nothing of it goes through there"
 
 
 def test_on_the_sockets_of_one_host_it_is_not():

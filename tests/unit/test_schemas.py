@@ -22,7 +22,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from zmesh import SSEWorker, ValidationError, Worker
 from zmesh.config import Plan, RoutePlan, StagePlan
-from zmesh.mixins import MsgpackMixin
+from zmesh.mixins import MsgpackMixin, TypedMsgPackMixin
 from zmesh.openapi import metadata
 from zmesh.schemas import EXAMPLE_CHARACTERS, EXAMPLES, Body, RouteSchema, request_of, response_of
 from zmesh.worker import ParseTarget
@@ -198,6 +198,15 @@ def test_a_hook_of_the_class_has_the_word():
     assert json_schema(said.request) == {"$ref": f"{REF}Mine"}
     assert json_schema(said.response) is None
     assert said.components == {"Mine": {"type": "integer"}}
+
+
+def test_a_typed_request_that_is_a_list_is_one_without_batches():
+    def forward(self: Any, data: list[Point]) -> list[int]: ...
+
+    cls = type("Typed", (TypedMsgPackMixin, Worker), {"forward": forward})
+    listed = {"type": "array", "items": {"$ref": f"{REF}Point"}}
+    assert described(cls).request["application/msgpack"]["schema"] == listed
+    assert described(cls, in_batch=True).request["application/msgpack"]["schema"] == {"$ref": f"{REF}Point"}
 
 
 def test_two_classes_of_one_name_are_two_components():

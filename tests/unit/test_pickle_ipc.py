@@ -79,7 +79,7 @@ def test_on_tcp_it_is_refused_at_the_start_whatever_else_is_allowed(where: str, 
 
 def test_what_lies_in_a_redis_of_others_is_not_unpickled():
     elsewhere, stages = Settings(redis_url="redis://localhost:6379"), plan(Kept, Pickled)
-    with pytest.raises(UsageError, match="others can write to the Redis that it lies in: .* leave --redis-url out"):
+    with pytest.raises(UsageError, match=r"others can write to the Redis that it lies in: .* leave --redis-url out"):
         household("run", stages, elsewhere)
     assert household("run", plan(Plain, Pickled), elsewhere).stages, "nothing of it goes through there"
 

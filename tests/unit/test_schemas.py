@@ -201,9 +201,7 @@ def test_a_hook_of_the_class_has_the_word():
 
 
 def test_a_typed_request_that_is_a_list_is_one_without_batches():
-    def forward(self: Any, data: list[Point]) -> list[int]: ...
-
-    cls = type("Typed", (TypedMsgPackMixin, Worker), {"forward": forward})
+    cls = worker(list[Point], list[int], base=TypedMsgPackMixin)
     listed = {"type": "array", "items": {"$ref": f"{REF}Point"}}
     assert described(cls).request["application/msgpack"]["schema"] == listed
     assert described(cls, in_batch=True).request["application/msgpack"]["schema"] == {"$ref": f"{REF}Point"}

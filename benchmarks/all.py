@@ -1,4 +1,4 @@
-"""All benchmarks of this page after one another: echo, model, stages, footprint, compare; half an hour at most.
+"""All benchmarks of this page after one another: echo, model, stages, tensors, footprint, compare; half an hour.
 
     ./scripts/bench all [--write] [--quick] [--only echo,model]
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import compare, echo, footprint, model, stages
+from benchmarks import compare, echo, footprint, model, stages, tensors
 from benchmarks.load import need_wrk
 from benchmarks.peers import PEERS, Unavailable, python_of
 
@@ -32,6 +32,7 @@ PARTS = (
     Part("footprint", footprint.main, 0.5, ("--rounds", "1")),
     Part("echo", echo.main, 4),
     Part("stages", stages.main, 2),
+    Part("tensors", tensors.main, 2),
     Part("model", model.main, 7, ("--seconds", "1", "--rounds", "1", "--ms", "2,10", "--clients", "32")),
     Part("compare", compare.main, 8),
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from textwrap import fill
 from types import ModuleType
 
-from benchmarks import compare, echo, footprint, model, stages
+from benchmarks import compare, echo, footprint, model, stages, tensors
 from benchmarks.report import HERE, Data, Verdict, head_line, rewrite, table, verdict_table
 
 __all__ = ["readme", "section", "verdicts", "write"]
@@ -15,6 +15,7 @@ MODULES: Mapping[str, ModuleType] = {
     "echo": echo,
     "model": model,
     "stages": stages,
+    "tensors": tensors,
     "footprint": footprint,
     "compare": compare,
 }

@@ -19,9 +19,9 @@ NEED_PROMETHEUS = "prometheus and its promtool are not installed: apt-get instal
 Need = Callable[[object, str], None]
 
 
-def dashboard_queries() -> list[str]:
+def dashboard_queries(folder: Path = MONITORING) -> list[str]:
     """As Grafana would send them, for a while of five seconds, one target and all stages."""
-    dashboard = json.loads((MONITORING / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    dashboard = json.loads((folder / "grafana-dashboard.json").read_text(encoding="utf-8"))
     found = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     values = {"$__rate_interval": "5s", "$seen": ".*", "$stage": ".*"}
     for variable, value in values.items():

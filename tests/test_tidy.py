@@ -28,15 +28,16 @@ FLOORS: dict[str, list[str]] = {
     "2a reach": [
         "transport", "keys", "codec", "payloads", "telemetry", "logs", "worker", "pipe", "answers", "hosting",
         "tracebacks", "addresses", "alarms", "crashing", "asgi", "door", "signals",
-        "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol",
+        "resting", "board", "metrics", "sse", "conversation", "annotations", "protocol", "codings",
+        "segments", "components",
     ],
     "2b halves": [
         "line", "linkage", "loader", "declaring", "rehearsal", "runner", "current", "processes", "calls",
-        "connection", "heads", "turns", "emitter", "daemons",
+        "connection", "heads", "turns", "emitter", "daemons", "schemas", "embedded",
     ],
     "3a parts": [
         "stage", "broker", "household", "socketport", "mixin", "mixins", "mixins.*", "predictions", "openapi", "status",
-        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log",
+        "inference", "lane", "streaming", "tryout", "runtime", "utils", "log", "compression", "storing",
     ],
     "3b programs": ["agent", "gateway", "draining", "overhearing", "dryrun"],
     "4 assembly": [
@@ -56,15 +57,21 @@ SIDEWAYS: dict[tuple[str, str], str] = {
     ("worker", "codec"): "what Worker.serialize_ipc and deserialize_ipc do unless a user overrides them",
     ("telemetry", "board"): "where several gateways count together",
     ("worker", "metrics"): "what Worker.metrics is",
+    ("worker", "payloads"): "the type of what Worker.payload_stores gives",
     ("asgi", "answers"): "the headers that every answer has, whoever gives it",
     ("runner", "emitter"): "what a worker says while its batch runs",
     ("rehearsal", "emitter"): "the same in a warm-up, to nobody",
     ("inference", "streaming"): "the answer of a route that streams",
+    ("codings", "answers"): "what a client is told of a body that cannot be unpacked",
+    ("compression", "inference"): "the same, with packed bodies",
+    ("compression", "streaming"): "a type of what inference gives back",
     ("daemons", "processes"): "a daemon is watched and outlived like any process of the agent",
     ("annotations", "worker"): "the two sides of forward",
     ("runtime", "stage"): "mosec's name for the same",
     ("mixin", "mixins"): "mosec's name for the same",
     ("mixin", "mixins.*"): "mosec's name for the same",
+    ("stage", "storing"): "where a worker's large results go",
+    ("storing", "mixins.redis_ipc"): "a worker reads what came through Redis, whatever it hands on by itself",
 }
 
 # In these a lazy import inside a function may reach anywhere: they assemble, or must start fast.
@@ -80,12 +87,14 @@ HOMES: dict[str, list[str]] = {
     "uvloop": ["serving", "bench.loops"],
     "httptools": ["lane", "bench.connection"],
     "msgpack": ["wire", "codec", "mixins.*"],
-    "msgspec": ["codec", "openapi", "worker", "mixins.*"],
+    "msgspec": ["codec", "schemas", "worker", "mixins.*"],
     "orjson": ["codec", "worker", "mixins.*"],
     "numpy": ["codec", "mixins.*"],
     "torch": ["codec", "mixins.*"],
-    "pydantic": ["gateway", "openapi", "predictions", "cog"],
+    "pydantic": ["gateway", "schemas", "predictions", "cog"],
     "redis": ["mixins.*"],
+    "backports": ["codings"],
+    "compression": ["codings"],  # Python's own, from 3.14
     "click": ["cli"],
 }
 

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from zmesh.errors import StartError, UsageError
 
-__all__ = ["broker_address", "check_free", "is_loopback", "listen"]
+__all__ = ["broker_address", "check_free", "is_loopback", "listen", "unpickling_problem"]
 
 BACKLOG = 2048
 
@@ -81,6 +81,19 @@ def broker_address(flag: str, text: str, stages: int, *, insecure: bool) -> str:
             "use tcp://127.0.0.1:PORT, or add --insecure on a network that you trust"
         )
     return text
+
+
+def unpickling_problem(stage: str, endpoint: str) -> str:
+    """Why a stage that unpickles may not be served by a broker there, as a sentence; empty when it may.
+
+    tcp has no keys yet, and the loopback is open to every user of the host. ipc sockets lie in a private directory.
+    """
+    if endpoint.startswith("ipc://"):
+        return ""
+    return (
+        f"stage {stage} unpickles what it is handed, and this version has no keys for {endpoint}: whoever reaches that "
+        "address could run code in it; take PickleIPCMixin out, or keep to one host without tcp"
+    )
 
 
 def check_free(endpoint: str, stages: int) -> str:

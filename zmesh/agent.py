@@ -34,7 +34,7 @@ from zmesh.crashing import check, crash_at
 from zmesh.daemons import Daemons
 from zmesh.errors import DrainExpired, NeverReady, StartError
 from zmesh.hosting import HeavyBatches, Search, curl_data, stage_called
-from zmesh.household import Departure, House, Household, household, welcome
+from zmesh.household import Departure, House, Household, household, shared_memory, welcome
 from zmesh.line import line_class
 from zmesh.messages import Goodbye, Kill, PeerId
 from zmesh.mixins import IPC_MIXINS
@@ -75,8 +75,7 @@ class Agent:
         self._was_ready = False
         self._departure: Departure | None = None  # set: we are stopping
         self._shown: dict[Restarts, str] = {}  # the last traceback of each stage that was logged
-        self._interrupts = 0
-        self._drain_exit_code = 0
+        self._interrupts = self._drain_exit_code = 0
         self._exit_code: int | None = None
         self._farewell = ""  # why we gave up
 
@@ -92,8 +91,7 @@ class Agent:
             if here.has_broker:
                 directory = private_directory(settings.path)
                 held.callback(directory.remove)
-                self._directory, front = directory.path, directory.front
-                fronts = [front]
+                self._directory, fronts = directory.path, [front := directory.front]
             if here.bind:
                 fronts.append(check_free(here.bind, len(self._plan.stages)))
             self._listener = held.enter_context(listen(settings.host, settings.port)) if self._has("gateway") else None
@@ -101,7 +99,9 @@ class Agent:
             if here.gateways > 1:
                 board = Board.make(here.gateways, len(self._plan.routes))
                 held.callback(board.close)
-            self._house = House(here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number, board)
+            self._memory = held.enter_context(shared_memory(here, self._plan, settings))
+            told = here, self._peer, self._plan, settings, self._app, front, tuple(fronts), number, board
+            self._house = House(*told, self._memory.directory)
             context = Context()
             held.callback(context.close)
             self._line = line_class(settings.log_level)(context, front, self._poller, limits, "agent")
@@ -138,11 +138,12 @@ class Agent:
     def _patience(self) -> float | None:
         moments = [self._link.next_wakeup(), self._connect_at, self._warn_at]
         moments += [self._departure.until, self._departure.say_at] if self._departure else []
-        moments += [self._search.note_at, self._search.give_up_at]
+        moments += [self._search.note_at, self._search.give_up_at, self._memory.due]
         moments += [moment for slot in self._slots for moment in (slot.start_at, slot.help_at)]
         return self._line.patience(*moments)
 
     def _look_at_the_clock(self, now: float) -> None:
+        self._memory.sweep(now)
         for slot in self._slots:
             if slot.help_at is not None and now >= slot.help_at and slot.child is not None:
                 slot.help_at = None
@@ -287,8 +288,7 @@ class Agent:
             case Transmit(session, message):
                 self._line.send(session, message)
             case Beat(session):
-                workers = [(slot.child, slot.stage, slot.worker_id) for slot in self._slots]
-                beats = [child.beat(stage.name, number) for child, stage, number in workers if child and stage]
+                beats = [s.child.beat(s.stage.name, s.worker_id) for s in self._slots if s.child and s.stage]
                 self._line.send(session, self._link.heartbeat(beats))
             case Reconnect(after_seconds):
                 self._line.disconnect()

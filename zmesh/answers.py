@@ -75,11 +75,13 @@ class Refusal(Exception):
         *,
         retry_after: int = 0,
         allow: bytes = b"",
+        accept_encoding: bytes = b"",
         close: bool = False,
         linger: bool = False,
     ) -> None:
         super().__init__(text)
         self.http, self.text, self.retry_after, self.allow = http, text, retry_after, allow
+        self.accept_encoding = accept_encoding  # what could have been read instead
         self.close, self.linger = close, linger
 
 
@@ -141,6 +143,8 @@ def failure(refusal: Refusal, request_id: bytes, accept: bytes | None) -> Answer
         headers.append((b"retry-after", b"%d" % refusal.retry_after))
     if refusal.allow:
         headers.append((b"allow", refusal.allow))
+    if refusal.accept_encoding:
+        headers.append((b"accept-encoding", refusal.accept_encoding))
     if refusal.close:
         headers.append((b"connection", b"close"))
     return Answer(refusal.http, headers, body)

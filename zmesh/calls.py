@@ -20,7 +20,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from zmesh.answers import (
@@ -36,7 +36,8 @@ from zmesh.answers import (
     says_its_kind,
     text_of,
 )
-from zmesh.config import Plan, Settings
+from zmesh.codings import may_pack
+from zmesh.config import Plan, RoutePlan, Settings
 from zmesh.door import DENIED_SECONDS, DenyList, Door
 from zmesh.messages import Context, Payload, Status, TaskId
 from zmesh.telemetry import GatewayCounts
@@ -124,9 +125,8 @@ class Calls:
         self.clock = clock
         self.body_bytes_max = settings.max_request_size
         self.streams = frozenset(route.path for route in plan.routes if route.sse)
-        self._types: dict[str, Header] = {
-            route.path: (b"content-type", route.mime_type.encode("latin-1")) for route in plan.routes
-        }
+        self.is_compressing = settings.compression
+        self._first_headers = {route.path: self._headers_of(route) for route in plan.routes}
         self._mesh, self._counts, self._denied = mesh, counts, DenyList()
         self._timeout = settings.timeout / 1000
         limits = settings.limits()
@@ -280,9 +280,15 @@ class Calls:
         self._counts.add(200, call.path, self.clock() - call.started)
         call.body = b""
 
-    def first_headers(self, path: str) -> tuple[Header, Header]:
+    def first_headers(self, path: str) -> Sequence[Header]:
         """With which every 200 of this path begins."""
-        return self._types[path], SERVER
+        return self._first_headers[path]
+
+    def _headers_of(self, route: RoutePlan) -> Sequence[Header]:
+        content_type: Header = (b"content-type", route.mime_type.encode("latin-1"))
+        if self.is_compressing and not route.sse and may_pack(route.mime_type):
+            return content_type, SERVER, (b"vary", b"accept-encoding")
+        return content_type, SERVER
 
     def fail(self, call: Call, refusal: Refusal) -> None:
         """Its client is told this."""
@@ -308,8 +314,8 @@ class Calls:
     def shed(self, door: Door, text: str, *, is_last: bool) -> Refusal:
         return Refusal(429, text, retry_after=door.retry_after(), close=is_last, linger=is_last)
 
-    def too_large(self) -> Refusal:
-        text = f"request body is too large: at most {self.body_bytes_max} bytes"
+    def too_large(self, how: str = "") -> Refusal:
+        text = f"request body is too large: at most {self.body_bytes_max} bytes{how}"
         return Refusal(413, text, close=True, linger=True)
 
     def _refusal_of(self, status: int, payload: Payload, door: Door) -> Refusal:

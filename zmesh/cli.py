@@ -66,8 +66,6 @@ def _readable(error: click.ClickException) -> str:
 def _unknown_option(name: str, command: click.Command) -> str:
     if verbs := _verbs_of(name):
         return f"{name} is an option of {' and '.join(f'zmesh {verb}' for verb in verbs)}; see zmesh --help"
-    if name == "--compression":
-        return f"there is no option {name} yet, as mosec has it; leave it out, and let a proxy in front compress"
     return f"there is no option {name};{_meant_option(name, command)} options of the file itself follow --"
 
 

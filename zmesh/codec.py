@@ -294,7 +294,7 @@ class _Encoder:
             what = f"{dtype}, {tensor.layout}, {tensor.device}"
             raise EncodingError(f"a tensor ({what}) cannot be sent to the next stage: .cpu(), .to_dense(), .to(dtype)")
         flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
-        self.buffers.append(flat.view(torch.uint8).numpy())
+        self.buffers.append(flat.view(torch.uint8).numpy() if len(flat) else b"")  # torch views nothing as bytes
         return self.mark(_Tag.TENSOR, dtype, *tensor.shape)
 
 

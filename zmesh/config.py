@@ -95,6 +95,8 @@ class StagePlan:
     mime_type: str = "application/json"
     sse: bool = False
     ipc_codec: str = "zmesh"
+    unpickles: bool = False  # what is handed to it could run code in it
+    needs_redis: bool = False  # to hand on what it makes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,16 +176,15 @@ class Option:
     @property
     def twin(self) -> str:
         """mosec's variable of the same meaning; empty where mosec has none."""
-        name = "address" if self.name == "host" else self.name
+        name = {"host": "address", "redis_url": "internal_redis_url"}.get(self.name, self.name)
         return f"MOSEC_{name.upper()}" if self.name in READ_BY_MOSEC else ""
 
 
 READ_BY_MOSEC = frozenset(
     {"host", "path", "capacity", "timeout", "port", "namespace", "debug", "log_level", "dry_run", "max_request_size"}
-)
+) | {"redis_url"}
 
-HTTP, WORKERS, BROKER = ("run", "gateway"), ("run", "worker"), ("run", "broker")
-OUTWARD = ("worker", "gateway")  # what joins a broker elsewhere
+HTTP, WORKERS, BROKER, OUTWARD = ("run", "gateway"), ("run", "worker"), ("run", "broker"), ("worker", "gateway")
 
 OPTIONS: tuple[Option, ...] = (
     Option("host", "text", "address to listen on; 0.0.0.0 for every interface", aliases=("--address",), verbs=HTTP),
@@ -215,11 +216,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "stage", "list", "start only this stage here, with N workers; repeatable", metavar="NAME[:N]", verbs=WORKERS
     ),
+    Option("no_shared_memory", "flag", "hand large results on through the broker on one host too", verbs=WORKERS),
     Option("capacity", "int", "tasks that may wait in the queue of a route's first stage", unit="tasks", verbs=BROKER),
     Option("timeout", "int", "time a request may take in all", unit="ms"),
     Option("drain_timeout", "int", "time to finish accepted requests at shutdown; 0 = the request timeout", unit="ms"),
     Option("wait", "int", "max_wait_time of stages that set none", unit="ms", verbs=BROKER),
     Option("max_request_size", "int", "largest request body", unit="bytes"),
+    Option("compression", "flag", "take bodies in gzip and zstd, and answer so to who accepts it", verbs=HTTP),
     Option(
         "on_start_failure",
         "choice",
@@ -243,6 +246,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("dry_run", "flag", "make every stage, try the examples, show what takes how long, and end", verbs=("run",)),
     Option("namespace", "text", "prefix of the names of metrics", verbs=HTTP),
     Option("path", "text", "directory of the sockets; default: a fresh private one"),
+    Option("redis_url", "text", "Redis for RedisShmIPCMixin; default: one of our own", metavar="URL,…", verbs=WORKERS),
+    Option("redis_prefix", "text", "how keys in Redis begin; a name of the app follows", verbs=WORKERS),
     Option(
         "lane",
         "choice",
@@ -267,11 +272,13 @@ class Settings:
     gateways: int = 1
     no_workers: bool = False
     stage: tuple[str, ...] = ()
+    no_shared_memory: bool = False
     capacity: int = 1024
     timeout: int = 3000
     drain_timeout: int = 0
     wait: int = 10
     max_request_size: int = 10 * MIB
+    compression: bool = False
     on_start_failure: str = "exit"
     restarts_per_minute: int = 120
     debug: bool = False
@@ -280,6 +287,8 @@ class Settings:
     dry_run: bool = False
     namespace: str = "zmesh"
     path: str = ""
+    redis_url: str = field(default="", repr=False)  # may hold a password: never to be shown
+    redis_prefix: str = "zmesh"
     lane: str = "auto"
     user_args: tuple[str, ...] = field(default=())
 
@@ -300,20 +309,16 @@ class Settings:
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.namespace):
             raise ValueError(f"namespace must be letters, digits and _, not {self.namespace!r}")
         for option in OPTIONS:
-            if option.choices and getattr(self, option.name) not in option.choices:
-                raise ValueError(
-                    f"{option.flag} must be one of {', '.join(option.choices)}, not {getattr(self, option.name)!r}"
-                )
+            if option.choices and (value := getattr(self, option.name)) not in option.choices:
+                raise ValueError(f"{option.flag} must be one of {', '.join(option.choices)}, not {value!r}")
 
     @property
     def drain_seconds(self) -> float:
         return (self.drain_timeout or self.timeout) / 1000
 
     def limits(self) -> Limits:
-        return Limits(
-            queue_tasks_max=self.capacity,
-            frame_bytes_max=max(64 * MIB, self.max_request_size + MIB),
-        )
+        frame_bytes_max = max(64 * MIB, self.max_request_size + MIB)
+        return Limits(queue_tasks_max=self.capacity, frame_bytes_max=frame_bytes_max)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -348,7 +353,7 @@ def notices(given: Mapping[str, object], environ: Mapping[str, str]) -> list[str
     return [
         f"using {variable}={environ[variable]}; {option.variable} is its name here"
         for option, variable in _counting(given, environ)
-        if variable == option.twin
+        if variable == option.twin and option.name != "redis_url"
     ]
 
 

@@ -19,7 +19,7 @@ from zmesh.errors import DeclarationError
 from zmesh.tracebacks import as_typed, with_place
 from zmesh.worker import Worker
 
-__all__ = ["declaration", "unknown_name", "worker_class"]
+__all__ = ["declaration", "ipc_codec", "unknown_name", "worker_class"]
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -70,6 +70,8 @@ def worker_class(worker: object) -> type[Worker]:
     if inspect.isabstract(worker):
         missing = ", ".join(sorted(worker.__abstractmethods__))
         raise DeclarationError(f"{worker.__name__} cannot be run: it does not define {missing}")
+    if why := worker.unfit():
+        raise DeclarationError(f"{worker.__name__}: {why}")
     return worker
 
 
@@ -90,3 +92,11 @@ def _say_uncaught(kind: type[BaseException], error: BaseException, trace: Traceb
 def _script() -> str:
     """The file that Python runs; empty when there is none."""
     return getattr(sys.modules.get("__main__"), "__file__", None) or ""
+
+
+def ipc_codec(worker: type[Worker]) -> str:
+    """A name for what it writes and reads between stages; equal in every process that has the same app file."""
+    pair = worker.serialize_ipc, worker.deserialize_ipc
+    if pair == (Worker.serialize_ipc, Worker.deserialize_ipc):
+        return "zmesh"
+    return "+".join(getattr(function, "__qualname__", "custom") for function in pair)

@@ -5,7 +5,9 @@
     │   ├── ClientError     400  bad request
     │   │   └── DecodingError   400  decoding error
     │   ├── ServerError     500  internal error
-    │   │   └── EncodingError   500  encoding error
+    │   │   ├── EncodingError   500  encoding error
+    │   │   ├── PayloadLost     500  internal error
+    │   │   └── StoreAway       500  internal error
     │   └── ValidationError 422  request validation error
     ├── WireError           a frame that breaks the protocol
     ├── PeerError           a peer that breaks the protocol with good frames
@@ -42,9 +44,11 @@ __all__ = [
     "MosecError",
     "MosecTimeoutError",
     "NeverReady",
+    "PayloadLost",
     "PeerError",
     "ServerError",
     "StartError",
+    "StoreAway",
     "UsageError",
     "ValidationError",
     "WireError",
@@ -101,6 +105,14 @@ class EncodingError(ServerError):
 
     prefix = "encoding error"
     retryable = False
+
+
+class PayloadLost(ServerError):
+    """What a reference between two stages stands for is gone, for good. Its task begins again at its first stage."""
+
+
+class StoreAway(ServerError):
+    """A store of payloads between two stages cannot be asked at the moment, or not by this worker."""
 
 
 class ValidationError(ZmeshError):

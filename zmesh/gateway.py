@@ -34,6 +34,7 @@ from zmesh.answers import DRAINING, VERSION, Answer, Refusal, failure, new_reque
 from zmesh.asgi import Receive, Scope, Send
 from zmesh.board import Board
 from zmesh.calls import Calls
+from zmesh.compression import inference_of
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings
 from zmesh.connection import Connection
 from zmesh.errors import StartError
@@ -101,8 +102,8 @@ class Gateway:
         self.link = BrokerLink(plan, settings.limits(), port, clock=clock)
         is_guarded = bool(app.user_middleware)
         self.calls = Calls(plan, settings, self.link, self.counts, clock=clock)
-        self.inference = Inference(self.calls, app, is_guarded=is_guarded)
-        document = openapi.metadata(plan, schemas, version=VERSION)
+        self.inference = inference_of(self.calls, app, is_guarded=is_guarded)
+        document = openapi.metadata(plan, schemas, version=VERSION, compression=settings.compression)
         _install(app, _Pages(self, settings, json.dumps(document).encode()))
         has_lane = not is_guarded and (settings.lane == "fast" or (settings.lane == "auto" and lane.is_known()))
         paths = {route.path.encode(): route.path for route in plan.routes if has_lane and not route.sse}

@@ -6,35 +6,54 @@ do several gateways. The other verbs are one part each: `worker` and `gateway` j
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from random import Random
+from time import monotonic
 
-from zmesh.addresses import broker_address
+from zmesh.addresses import broker_address, unpickling_problem
 from zmesh.board import Board
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.daemons import Daemons
-from zmesh.errors import UsageError
+from zmesh.embedded import instructions, own_server, socket_url
+from zmesh.errors import StartError, UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
 from zmesh.pipe import Slate
 from zmesh.processes import Child, Slot
+from zmesh.segments import MEMORY, Sweeper
+from zmesh.transport import private_directory
 
-__all__ = ["DRAIN_GRACE_SECONDS", "LEAVE_SECONDS", "Departure", "House", "Household", "household", "welcome"]
+__all__ = [
+    "DRAIN_GRACE_SECONDS",
+    "LEAVE_SECONDS",
+    "Departure",
+    "House",
+    "Household",
+    "household",
+    "shared_memory",
+    "welcome",
+]
 
 DRAIN_GRACE_SECONDS = 1.0  # for children to say their last words after their time is over
 LEAVE_SECONDS = 1.0  # for a process to leave when nobody wants anything of it any more
 LEAVING_ORDER = ("gateway", "worker", "broker")  # from the outside in: who accepts, who works, who holds what is left
+REDIS = "redis"  # a Redis of our own; it stays until all of them are gone
+
+log = logging.getLogger("zmesh.agent")
 
 
 @dataclass(frozen=True, slots=True)
 class Household:
     """What runs here. `bind` and `connect` are endpoints on tcp, or empty; `stages` have workers here; `gateways` says
-    how many there are, where there is that role; `daemons` are what the app file needs besides."""
+    how many there are, where there is that role; `redis` is the program of a Redis of our own, or empty; `daemons` are
+    what the app file needs besides."""
 
     verb: str
     roles: tuple[str, ...]
@@ -42,10 +61,12 @@ class Household:
     bind: str
     connect: str
     gateways: int = 1
+    redis: str = ""
     daemons: Daemons = field(default_factory=Daemons)
 
     def slots(self, random: Random, restarts_per_minute: int) -> list[Slot]:
-        slots = [Slot("broker", None, 0, Restarts(1, random))] if "broker" in self.roles else []
+        slots = [Slot(REDIS, None, 0, Restarts(1, random, restarts_per_minute))] if self.redis else []
+        slots += [Slot("broker", None, 0, Restarts(1, random))] if "broker" in self.roles else []
         if "gateway" in self.roles:
             restarts, numbers = Restarts(self.gateways, random), range(1, self.gateways + 1)
             slots += [Slot("gateway", None, number, restarts) for number in (numbers if self.gateways > 1 else (0,))]
@@ -76,6 +97,22 @@ class Household:
         for then nobody can hear our workers any more."""
         return bool(self.connect) or (bool(self.bind) and self.broker_role == "broker")
 
+    def told(self, settings: Settings, front: str) -> Settings:
+        """What the processes here are told; `front` is where they reach the broker."""
+        return replace(settings, redis_url=socket_url(front)) if self.redis else settings
+
+
+def _check_unpickling(plan: Plan, address: str, redis_url: str) -> None:
+    """Raises UsageError if others can write what a stage would unpickle."""
+    unpickling = [stage.name for stage in plan.stages if stage.unpickles]
+    if unpickling and address and (problem := unpickling_problem(unpickling[0], address)):
+        raise UsageError(problem)
+    if unpickling and redis_url and any(stage.needs_redis for stage in plan.stages):
+        raise UsageError(
+            f"stage {unpickling[0]} unpickles what it is handed, and others can write to the Redis that it lies in: "
+            "they could run code in it; take PickleIPCMixin out, or leave --redis-url out, and there is a private one"
+        )
+
 
 def household(verb: str, plan: Plan, settings: Settings) -> Household:
     """Raises UsageError for flags that do not go together, StartError for a stage that is not there."""
@@ -88,6 +125,9 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         connect = broker_address("--connect", settings.connect, count, insecure=insecure)
     elif settings.bind:
         bind = broker_address("--bind", settings.bind, count, insecure=insecure)
+    _check_unpickling(plan, connect or bind, settings.redis_url)
+    has_workers = verb == "worker" or (verb == "run" and not settings.no_workers)
+    redis = own_server(plan, settings, has_workers=has_workers, is_one_host=not (bind or connect))
     match verb:
         case "worker":
             return Household(verb, ("worker",), stages, bind, connect)
@@ -103,14 +143,33 @@ def household(verb: str, plan: Plan, settings: Settings) -> Household:
         raise UsageError("--no-workers needs --bind tcp://HOST:PORT: without it no worker could join")
     is_apart = settings.isolate_broker or settings.gateways > 1
     roles = ("broker", "gateway", "worker") if is_apart else ("gateway", "worker")
-    return Household(verb, roles, () if settings.no_workers else stages, bind, connect, settings.gateways)
+    return Household(verb, roles, () if settings.no_workers else stages, bind, connect, settings.gateways, redis)
+
+
+@contextmanager
+def shared_memory(here: Household, plan: Plan, settings: Settings) -> Iterator[Sweeper]:
+    """A fresh directory for what our stages hand on in shared memory; none where nobody would use it, or nobody can."""
+    held, is_used = None, here.stages and any(len(route.stages) > 1 for route in plan.routes)
+    if is_used and not settings.no_shared_memory and MEMORY.is_dir():
+        try:
+            held = private_directory(below=str(MEMORY))
+        except (OSError, StartError) as error:
+            log.warning("there is no shared memory, so large results go through the broker: %s", error)
+    try:
+        yield Sweeper(str(held.path) if held else "", monotonic())
+    finally:
+        if held is not None:
+            held.remove()
+            with suppress(OSError):  # others have theirs there too
+                held.path.parent.rmdir()
 
 
 @dataclass(frozen=True, slots=True)
 class House:
     """What every process here is told. `agent` is who we are to a broker, `front` is where they reach the broker,
     `fronts` are where a broker of ours listens, `listener` is the descriptor of the HTTP socket, -1 without one, and
-    `board` is what several gateways share."""
+    `board` is what several gateways share. `memory` is the directory
+    of `shared_memory`, or empty."""
 
     household: Household
     agent: PeerId
@@ -121,6 +180,7 @@ class House:
     fronts: tuple[str, ...]
     listener: int
     board: Board | None = None
+    memory: str = ""
 
     def start(self, slot: Slot) -> Child:
         """Raises OSError when the system has no room for another process."""
@@ -129,11 +189,14 @@ class House:
             "name": slot.name,
             "agent": self.agent.hex(),
             "plan": self.plan.to_json(),
-            "settings": self.settings.to_json(),
+            "settings": self.household.told(self.settings, self.front).to_json(),
             "front": self.front,
             "fronts": list(self.fronts) if slot.role == self.household.broker_role else [],
         }
         match slot.role:
+            case "redis":
+                told = instructions(self.household.redis, self.front)
+                return Child(slot.name, [sys.executable, "-m", "zmesh.embedded"], told)
             case "broker":
                 return Child(slot.name, [sys.executable, "-m", "zmesh.serving"], shared)
             case "gateway":
@@ -150,6 +213,7 @@ class House:
             "user_args": list(self.settings.user_args),
             "stage": slot.stage.name,
             "worker_id": slot.worker_id,
+            "memory": self.memory,
         }
         env = slot.stage.env[slot.worker_id - 1] if slot.stage.env else None
         return Child(slot.name, [sys.executable, "-m", "zmesh.stage"], document, env=env, slate=Slate.make())
@@ -171,7 +235,7 @@ class Departure:
 
     def stays(self, role: str) -> bool:
         """Whether it is needed still, and replaced if it dies."""
-        return role in self._to_come
+        return role in self._to_come or role == REDIS
 
     def living(self, role: str) -> list[Child]:
         return [slot.child for slot in self._slots if slot.role == role and slot.child is not None]

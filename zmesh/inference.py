@@ -22,14 +22,14 @@ from zmesh.calls import GONE, RETRY_DRAINING_SECONDS, Call, Calls
 from zmesh.messages import Payload
 from zmesh.streaming import Outcome, Stream
 
-__all__ = ["Inference"]
+__all__ = ["Inference", "Upload"]
 
 BODY_SECONDS = 30.0  # for the whole of a request body to arrive
 WATCH_SECONDS = 0.1  # a request that waits longer is watched for its client leaving
 DROPPED_BYTES_MAX = 64 * 1024  # an unread body up to this size is read and dropped, and its connection goes on
 
 
-class _Upload(Call):
+class Upload(Call):
     """It reads its body while `outcome` is None, then it waits for that."""
 
     __slots__ = ("calls", "outcome", "receive", "stream", "task", "verdict", "watcher")
@@ -107,7 +107,7 @@ class Inference:
         """Answer one request for a route's path."""
         calls = self._calls
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        call = _Upload(calls, scope["path"], headers, calls.clock(), receive)
+        call = Upload(calls, scope["path"], headers, calls.clock(), receive)
         calls.hold(call)
         refusal: Refusal | None = None
         outcome: Outcome | None = None
@@ -137,7 +137,7 @@ class Inference:
             body = b""
         await send({"type": "http.response.body", "body": body})
 
-    async def _outcome(self, call: _Upload, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> Outcome | None:
+    async def _outcome(self, call: Upload, scope: Scope, headers: Mapping[bytes, bytes], send: Send) -> Outcome | None:
         """What becomes of a request; None when it is answered already. Raises Refusal for one that never becomes a
         task."""
         if scope["method"] != "POST":
@@ -159,7 +159,7 @@ class Inference:
         return await self._ask(call, headers, timeout, send, scope.get("zmesh.abort", _nothing))
 
     async def _ask(
-        self, call: _Upload, headers: Mapping[bytes, bytes], timeout: float, send: Send, abort: Callable[[], None]
+        self, call: Upload, headers: Mapping[bytes, bytes], timeout: float, send: Send, abort: Callable[[], None]
     ) -> Outcome | None:
         """What the mesh makes of it; None when a stream has said it all."""
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -179,7 +179,7 @@ class Inference:
         finally:
             self._calls.settle(call)
 
-    async def _body(self, call: _Upload, headers: Mapping[bytes, bytes]) -> bytes | None:
+    async def _body(self, call: Upload, headers: Mapping[bytes, bytes]) -> bytes | None:
         """The whole body; None when the client broke off. Raises Refusal for one that is too much."""
         text = headers.get(b"content-length", b"")
         length = int(text) if text.isdigit() else None

@@ -117,9 +117,10 @@ class Lane:
         self.calls, self.paths = calls, paths
         self.resting = Resting(rest_seconds)
         self.heads = AnswerHeads(STATUS_LINE[200], calls.first_headers)
+        self._kind = ChoosyConnection if calls.is_compressing else LaneConnection
 
     def connection(self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]) -> Connection:
-        return LaneConnection(self, config, server_state, app_state)
+        return self._kind(self, config, server_state, app_state)
 
 
 class LaneConnection(Connection):
@@ -292,3 +293,12 @@ class LaneConnection(Connection):
     def timeout_keep_alive_handler(self) -> None:
         self._watch_reader()  # an answer may be left that nobody reads
         super().timeout_keep_alive_handler()
+
+
+class ChoosyConnection(LaneConnection):
+    """With `--compression`: what speaks of encodings goes through ASGI, where bodies are packed and unpacked."""
+
+    def _take(self, path: str, headers: Mapping[bytes, bytes], body: bytes, *, keep_alive: bool) -> bool:
+        if b"accept-encoding" in headers or b"content-encoding" in headers:
+            return False
+        return super()._take(path, headers, body, keep_alive=keep_alive)

@@ -113,7 +113,7 @@ class _Json(_Format):
             said, told = first, rest
         fields = {"time": self.formatTime(record), "level": record.levelname, **who.fields, "pid": record.process}
         fields["logger"] = record.name
-        if not record.name.startswith("zmesh.") or record.name == "zmesh.user":
+        if record.lineno and (not record.name.startswith("zmesh.") or record.name == "zmesh.user"):
             fields["source"] = f"{record.filename}:{record.lineno}"
         if requests := who.requests(record):
             fields |= {"request_id": requests[0]} if len(requests) == 1 else {"request_ids": requests}

@@ -129,6 +129,7 @@ class Hello:
     answered: list[LeaseId] = field(default_factory=list)
     epoch: int = 0  # the epoch those leases belong to
     shape: str = ""  # what the fingerprint was made of, so that a refusal can name the difference
+    memory: str = ""  # a worker's: names the shared memory that it can open, equal for two that share it
 
 
 @value
@@ -176,11 +177,12 @@ class Submit:
 
 @value
 class Tasks:
-    """A batch under one lease; `acks` as in ACK."""
+    """A batch under one lease; `acks` as in ACK. `near`: whoever is given the results can open this worker's memory."""
 
     lease: LeaseId
     columns: Columns
     acks: list[LeaseId]
+    near: bool = False
 
 
 @value
@@ -197,6 +199,7 @@ class Results:
     ids: list[TaskId] | None = None
     chunks: list[int] | None = None  # how many CHUNKs each row said, when any did
     metrics: str | None = None  # of user code, see `zmesh.metrics`
+    sizes: list[int] | None = None  # bytes that each payload stands for, when any is a reference
 
 
 @value

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from zmesh.config import OPTIONS
-from zmesh.mixin import WITHOUT
 
 __all__ = ["Finding", "findings", "report"]
 
@@ -35,15 +34,26 @@ INSTEAD: Mapping[str, str] = {
     "mosec.server.GUARD_CHECK_INTERVAL": "a worker that ends is replaced at once, so nothing is polled",
     "mosec.protocol.HTTPStautsCode": "write HTTPStatusCode, as mosec does since 0.8.7",
 }
+# What is there under the same name, and needs a word all the same.
+DIFFERS: Mapping[str, str] = {
+    "mosec.mixin.PlasmaShmIPCMixin": "it does nothing but say so: pyarrow has no plasma any more; put RedisShmIPCMixin "
+    "or ShmIPCMixin in its place",
+}
 KEYWORDS: Mapping[str, str] = {
     "ipc_wrapper": "leave it out, it is gone since mosec 0.8; what goes between stages is serialize_ipc's",
     "start_method": "taken, and without effect: each worker is a fresh process, so load what it needs in its __init__",
 }
+CALLS: Mapping[str, str] = {
+    "start_http_server": "the main block runs in the agent and in each gateway, so this port is taken when the second "
+    "comes; leave it out and count with self.metrics, which /metrics shows",
+}
 UNSEEN = (
     "it listens on 127.0.0.1; for other hosts give it --host 0.0.0.0 (--address is the same)",
-    "between stages go msgpack, numpy arrays and tensors, not pickle: other types are refused by name",
+    "between stages go msgpack, numpy arrays and tensors, not pickle: other types are refused by name; on one host "
+    "PickleIPCMixin before Worker sends them as mosec does",
     "names of metrics begin with zmesh_; with --namespace mosec_service they begin as before",
     "a stage is called as its class, not Class_1",
+    "the main block runs in the agent and in each gateway: what it starts before run(), it starts in each of them",
 )
 
 
@@ -144,7 +154,9 @@ class _Reader(ast.NodeVisitor):
         for alias in node.names:
             whole = f"{node.module}.{alias.name}"
             self._names[alias.asname or alias.name] = whole
-            if alias.name != "*" and not _exists(whole):
+            if whole in DIFFERS:
+                self._note(alias, DIFFERS[whole])
+            elif alias.name != "*" and not _exists(whole):
                 self._note(alias, _instead_of(whole))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
@@ -155,7 +167,10 @@ class _Reader(ast.NodeVisitor):
             return
         if first == THEIRS:
             self._replace(node)
-        if _is_module(self._names[first]) and not _exists(meant := f"{self._names[first]}.{rest}"):
+        meant = f"{self._names[first]}.{rest}"
+        if known := next((name for name in DIFFERS if f"{meant}.".startswith(f"{name}.")), ""):
+            self._note(node, DIFFERS[known])
+        elif _is_module(self._names[first]) and not _exists(meant):
             self._note(node, _instead_of(meant))
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -164,6 +179,8 @@ class _Reader(ast.NodeVisitor):
             is_spawn = isinstance(keyword.value, ast.Constant) and keyword.value.value == "spawn"
             if (advice := KEYWORDS.get(keyword.arg or "")) and not is_spawn:
                 self._note(keyword, advice)
+        if advice := CALLS.get(called):
+            self._note(node, advice)
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
@@ -200,14 +217,11 @@ def _exists(name: str) -> bool:
     module, _, attribute = _ours(name).rpartition(".")
     try:
         return attribute == "*" or hasattr(importlib.import_module(module), attribute)
-    except ImportError:  # of the module, or of a mixin that says how to do without it
+    except ImportError:
         return False
 
 
 def _instead_of(name: str) -> str:
-    last = name.rpartition(".")[2]
-    if last in WITHOUT:
-        return f"there is no {last} in this version of zmesh; {WITHOUT[last]}"
     parts = name.split(".")
     known = (INSTEAD.get(".".join(parts[:length])) for length in range(len(parts), 1, -1))
     return next((text for text in known if text), f"zmesh has no {_ours(name).removeprefix(OURS + '.')}; see {PAGE}")

@@ -1,37 +1,18 @@
-"""mosec's name for `zmesh.mixins`: a file that says `from mosec.mixin import …` needs the other library's name only.
-
-A mixin of mosec that is not here is refused in a sentence that says how to do without it.
-"""
+"""mosec's name for `zmesh.mixins`: a file that says `from mosec.mixin import …` needs the other library's name only."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zmesh.mixins import *  # noqa: F403
 
-__all__ = ["WITHOUT"]  # and those of zmesh.mixins, none of which loads before it is asked for
-
-WITHOUT: Mapping[str, str] = MappingProxyType(
-    {
-        "TypedMsgPackMixin": "use MsgpackMixin, and check what forward is given",
-        "NumBinIPCMixin": "leave it out: numpy arrays go from stage to stage as they are",
-        "RedisShmIPCMixin": "leave it out: what goes between stages goes through the broker, up to 64 MiB a piece",
-        "PlasmaShmIPCMixin": "leave it out: pyarrow has no plasma any more, and what goes between stages goes through "
-        "the broker",
-    }
-)
-"""How to do without the mixins of mosec that are not here."""
+__all__: list[str] = []  # those of zmesh.mixins, none of which loads before it is asked for
 
 
 def __getattr__(name: str) -> object:
-    mixins = importlib.import_module("zmesh.mixins")
-    if name in WITHOUT and name not in mixins.__all__:
-        raise ImportError(f"there is no {name} in this version of zmesh; {WITHOUT[name]}")
-    return getattr(mixins, name)
+    return getattr(importlib.import_module("zmesh.mixins"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,8 +1,9 @@
 """The OpenAPI 3.1 document of the inference routes, and the page that shows it.
 
-`metadata` writes the document from the plan. What a worker knows of its request and result travels as a `RouteSchema`;
-without one a body is whatever its media type says. The page is Swagger UI from our own files (`static/swagger/`, with
-the sums of what was taken over in its MANIFEST.json): it loads nothing from anywhere else, and its policy forbids it.
+`metadata` writes the document from the plan. What the workers of a route know of its request and result is a
+`RouteSchema` (see `schemas.py`); without one a body is whatever its media type says. The page is Swagger UI from our
+own files (`static/swagger/`, with the sums of what was taken over in its MANIFEST.json): it loads nothing from anywhere
+else, and its policy forbids it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+from zmesh.components import PREFIX, Components
 from zmesh.config import Plan, RoutePlan
+from zmesh.schemas import Body, RouteSchema
 
 __all__ = ["CONTENT_SECURITY_POLICY", "PAGE_FILES", "RouteSchema", "metadata", "page_file"]
 
@@ -46,6 +48,14 @@ ERRORS: Mapping[int, str] = {
     503: "The server is draining, or a stage cannot be started; retry-after says when to come again",
 }
 
+COMPRESSION_ERRORS: Mapping[int, str] = {
+    406: "accept-encoding wants neither a plain answer nor one that this server can make",
+    415: "The body is in a content-encoding that is not taken here; accept-encoding says which are",
+}
+
+RESULT = "The result"
+EVENTS = "Events, as they happen"
+
 HEADERS: Mapping[str, tuple[Json, str]] = {
     "x-request-timeout": (
         {"type": "number", "exclusiveMinimum": 0},
@@ -56,40 +66,55 @@ HEADERS: Mapping[str, tuple[Json, str]] = {
 }
 
 
-class RouteSchema(NamedTuple):
-    """JSON Schemas of one route's request and result (None: unknown), and the components they refer to."""
-
-    request: Json | None = None
-    response: Json | None = None
-    components: Mapping[str, Json] = MappingProxyType({})
-
-
-def metadata(plan: Plan, schemas: Mapping[str, RouteSchema] | None = None, *, version: str = "0") -> Json:
+def metadata(
+    plan: Plan,
+    schemas: Mapping[str, RouteSchema] | None = None,
+    *,
+    version: str = "0",
+    compression: bool = False,
+) -> Json:
     """The document, ready for JSON. `schemas` maps a route's path to what is known of it."""
     known = schemas or {}
-    paths: Json = {}
-    components: Json = {}
-    for route in plan.routes:
-        schema = known.get(route.path, RouteSchema())
-        paths[route.path] = {"post": _operation(plan, route, schema)}
-        components.update(schema.components)
+    components = Components()
+    bodies = {
+        route.path: _bodies(plan, route, known.get(route.path, RouteSchema()), components) for route in plan.routes
+    }
+    problem = components.add({"$ref": f"{PREFIX}Problem"}, {"Problem": _problem()})  # after theirs, whose names stay
+    errors = _errors(ERRORS, problem) | (_errors(COMPRESSION_ERRORS, problem) if compression else {})
     return {
         "openapi": "3.1.0",
         "info": {"title": "zmesh inference", "version": version},
-        "paths": paths,
-        "components": {"schemas": components | {"Problem": _problem()}},
+        "paths": {route.path: {"post": _operation(route, *bodies[route.path], errors)} for route in plan.routes},
+        "components": {"schemas": components.schemas},
     }
 
 
-def _operation(plan: Plan, route: RoutePlan, schema: RouteSchema) -> Json:
-    responses: Json = {"200": {"description": "The result", "content": _content(route.mime_type, schema.response)}}
+def _bodies(plan: Plan, route: RoutePlan, schema: RouteSchema, components: Components) -> tuple[Json, Json]:
+    """The contents of the request and of a 200."""
+    request = schema.request
+    taken = _content(request.media_type or plan.stage(route.stages[0]).mime_type, request, components)
+    if request.schema is None:
+        taken.setdefault("application/octet-stream", {})
     if route.sse:
-        responses["200"] = {"description": "Events, as they happen", "content": _content("text/event-stream", None)}
-    responses |= {str(code): {"description": text, "content": _error_content()} for code, text in ERRORS.items()}
-    taken = plan.stage(route.stages[0]).mime_type
-    content = _content(taken, schema.request)
-    if schema.request is None:
-        content.setdefault("application/octet-stream", {})
+        return taken, _content("text/event-stream", Body(), components)
+    return taken, _content(route.mime_type, schema.response, components)
+
+
+def _content(mime_type: str, body: Body, components: Components) -> Json:
+    said: Json = {} if body.schema is None else {"schema": components.add(body.schema, body.components)}
+    if len(body.examples) == 1:
+        said["example"] = body.examples[0]
+    elif body.examples:
+        said["examples"] = {str(number): {"value": one} for number, one in enumerate(body.examples, 1)}
+    return {mime_type: said}
+
+
+def _errors(texts: Mapping[int, str], problem: Json) -> Json:
+    content = {"text/plain": {"schema": {"type": "string"}}, "application/problem+json": {"schema": problem}}
+    return {str(code): {"description": text, "content": content} for code, text in texts.items()}
+
+
+def _operation(route: RoutePlan, taken: Json, given: Json, errors: Json) -> Json:
     return {
         "operationId": "infer" + route.path.replace("_", "__").replace("/", "_"),
         "summary": " → ".join(route.stages),
@@ -97,19 +122,8 @@ def _operation(plan: Plan, route: RoutePlan, schema: RouteSchema) -> Json:
             {"name": name, "in": "header", "required": False, "schema": shape, "description": text}
             for name, (shape, text) in HEADERS.items()
         ],
-        "requestBody": {"required": True, "content": content},
-        "responses": responses,
-    }
-
-
-def _content(mime_type: str, schema: Json | None) -> Json:
-    return {mime_type: {} if schema is None else {"schema": schema}}
-
-
-def _error_content() -> Json:
-    return {
-        "text/plain": {"schema": {"type": "string"}},
-        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}},
+        "requestBody": {"required": True, "content": taken},
+        "responses": {"200": {"description": EVENTS if route.sse else RESULT, "content": given}} | errors,
     }
 
 

@@ -14,6 +14,8 @@ that all of it can be tested without a socket. Its rules:
 * What tells the client nothing (500) is logged with the user's part of its traceback; what user code chose to say (4xx)
   is not.
 * Another BaseException than those two is meant to end the process, and does.
+* What waits in a store is got there before a batch is decoded, and what is large is put there after it was encoded: see
+  `payloads`. A row whose payload is lost is answered AGAIN, so that its task begins anew.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ from time import monotonic
 from typing import Any
 
 from zmesh.alarms import ALARM, ALARMS, INTERRUPT, Alarms, Call
-from zmesh.core.effects import Run
+from zmesh.config import Limits
+from zmesh.core.effects import Run, Settled
 from zmesh.core.events import RowsFinished, RowsStreamed
 from zmesh.crashing import CRASHING, crash_at
 from zmesh.emitter import WrongYield, emitter_of
-from zmesh.errors import ForwardCancelled, ForwardTimeout, describe
+from zmesh.errors import ForwardCancelled, ForwardTimeout, PayloadLost, ServerError, describe
 from zmesh.messages import HTTP_STATUS, Columns, Kind, Payload, Phase, State, Status
+from zmesh.payloads import LINGER_SECONDS, Stores
 from zmesh.pipe import Slate
 from zmesh.tracebacks import one_line, users_traceback
 from zmesh.worker import Worker
@@ -70,6 +74,8 @@ class _Part:
     finished: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     payloads: list[Payload] = field(default_factory=list)
+    kinds: list[int] | None = None  # with `sizes`, when any went into a store
+    sizes: list[int] | None = None
 
     def close(self, row: int, status: int, payload: Payload) -> None:
         self.finished.append(row)
@@ -77,13 +83,14 @@ class _Part:
         self.payloads.append(payload)
 
     def event(self, seconds: float) -> RowsFinished:
-        kinds = [_INLINE] * len(self.finished)
-        return RowsFinished(self.finished, self.statuses, kinds, self.payloads, int(seconds * 1e6))
+        kinds = self.kinds or [_INLINE] * len(self.finished)
+        return RowsFinished(self.finished, self.statuses, kinds, self.payloads, int(seconds * 1e6), self.sizes)
 
 
 class BatchRunner:
     """One per worker process. `clock` is that of the deadlines, `alarms` may break `forward` off. With `tell`,
-    the agent is told once when a batch hands more than `HEAVY_BYTES` on to the next stage."""
+    the agent is told once when a batch hands more than `HEAVY_BYTES` on to the next stage by the broker. A payload of
+    more than `frame_bytes_max` has to go past it."""
 
     def __init__(
         self,
@@ -94,8 +101,11 @@ class BatchRunner:
         clock: Callable[[], float] = monotonic,
         alarms: Alarms = ALARMS,
         tell: Callable[..., None] | None = None,
+        stores: Stores | None = None,
+        frame_bytes_max: int = Limits().frame_bytes_max,
     ) -> None:
-        self._tell = tell
+        self._tell, self._stores, self._frame_bytes_max = tell, stores or Stores(), frame_bytes_max
+        self._least_bytes = self._stores.least_bytes  # that any of them takes
         self._worker, self._slate, self._retry, self._clock, self._alarms = worker, slate, retry, clock, alarms
         self._max_batch_size = worker.max_batch_size
         self._emitter = emitter_of(worker, alarms)
@@ -182,7 +192,8 @@ class BatchRunner:
 
     def _decode(self, part: _Part, now: float, cancelled: Collection[int]) -> tuple[list[int], list[Any]]:
         lease, columns = part.lease, part.lease.columns
-        states, payloads, deadlines = columns.states, columns.payloads, lease.deadlines
+        states, deadlines = columns.states, lease.deadlines
+        payloads = self._fetch(part, now, cancelled) if any(columns.kinds) else columns.payloads
         write, read_first, read_next = self._slate.write, self._worker.deserialize, self._worker.deserialize_ipc
         rows, items = [], []
         for row in part.rows:
@@ -194,8 +205,12 @@ class BatchRunner:
                 write(lease.lease, _DECODE, row)
                 payload = payloads[row]
                 is_first = states[row] & _INGRESS
-                if type(payload) is not bytes and (is_first or not self._ipc_takes_views):
-                    payload = bytes(payload)
+                if type(payload) is not bytes:
+                    if isinstance(payload, Exception):
+                        self._miss(part, row, payload)
+                        continue
+                    if is_first or not self._ipc_takes_views:
+                        payload = bytes(payload)
                 try:
                     item = read_first(payload) if is_first else read_next(payload)  # type: ignore[arg-type]
                 except (Exception, ForwardTimeout) as error:
@@ -204,6 +219,20 @@ class BatchRunner:
                     rows.append(row)
                     items.append(item)
         return rows, items
+
+    def _fetch(self, part: _Part, now: float, cancelled: Collection[int]) -> list[Payload | Exception]:
+        """The payloads of the lease, where the references of rows that will run are what they stand for."""
+        columns, deadlines, skipped = part.lease.columns, part.lease.deadlines, part.lease.skipped
+        rows = [r for r in part.rows if deadlines[r] > now and r not in cancelled and r not in skipped]
+        return self._stores.fetch(columns.kinds, columns.payloads, rows)
+
+    def _miss(self, part: _Part, row: int, error: Exception) -> None:
+        """What its payload stands for cannot be had."""
+        if isinstance(error, PayloadLost):
+            self._log(part.lease.columns, [row], error, logging.WARNING)
+            part.close(row, int(Status.AGAIN), str(error).encode(errors="replace"))
+        else:
+            self._fail(part, [row], error)
 
     # ── forward ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,6 +270,28 @@ class BatchRunner:
             finished(row)
             statuses(_OK)
             payloads(payload)
+        if self._least_bytes is not None and max(map(len, part.payloads), default=0) >= self._least_bytes:
+            self._put_apart(part)
+
+    def _put_apart(self, part: _Part) -> None:
+        """The large results of a batch go past the broker, as far as that is possible."""
+        states, deadlines, now = part.lease.columns.states, part.lease.deadlines, self._clock()
+        rows = enumerate(zip(part.finished, part.statuses, strict=True))
+        may_go = [index for index, (row, status) in rows if status == _OK and not states[row] & _EGRESS]
+        seconds = [deadlines[part.finished[index]] - now + LINGER_SECONDS for index in may_go]
+        apart = self._stores.put(part.payloads, may_go, seconds, is_near=part.lease.is_near)
+        if apart is None:
+            return
+        part.payloads, part.kinds, part.sizes = apart.payloads, apart.kinds, apart.sizes
+        for index, reason in apart.failures.items():
+            if (size := len(part.payloads[index])) > self._frame_bytes_max:
+                error = ServerError(f"a result of {size} bytes is too large for a message, and {reason}")
+                self._log(part.lease.columns, [part.finished[index]], error)
+                part.statuses[index], part.payloads[index] = int(Status.INTERNAL), describe(error)[1].encode()
+
+    def release(self, settled: Settled) -> None:
+        """Nobody needs what these references stand for any more."""
+        self._stores.release(settled.kinds, settled.references)
 
     def _weigh(self, part: _Part, tell: Callable[..., None]) -> None:
         if sum(map(len, part.payloads)) <= HEAVY_BYTES:

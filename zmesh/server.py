@@ -16,18 +16,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zmesh import logs
-from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, notices, settings_from
+from zmesh.config import OPTIONS, Option, Plan, RoutePlan, Settings, StagePlan, notices, settings_from
 from zmesh.core.routes import build, check_paths
 from zmesh.declaring import declaration, unknown_name
 from zmesh.errors import DeclarationError, StartError, UsageError
 from zmesh.loader import current_verb, qualified, refuse_optimized, remind_to_run, stop_reminding
 from zmesh.signals import ending_early
+from zmesh.worker import SSEWorker
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from zmesh.daemons import DaemonProcess, Daemons
-    from zmesh.openapi import RouteSchema
+    from zmesh.schemas import RouteSchema
     from zmesh.stage import Stage
     from zmesh.worker import Worker
 
@@ -153,7 +154,7 @@ class Server:
         return Plan(
             stages=tuple(planned.values()),
             routes=tuple(
-                RoutePlan(path=path, stages=through, mime_type=last[path].mime_type, sse=last[path].sse)
+                RoutePlan(path=path, stages=through, mime_type=_answers_with(last[path]), sse=last[path].sse)
                 for path, through in paths.items()
             ),
         )
@@ -168,19 +169,16 @@ class Server:
         return self._app
 
     def _schemas(self) -> dict[str, RouteSchema]:
-        """What the workers know of requests and results; a schema that cannot be made is logged and left out."""
-        from zmesh.openapi import RouteSchema
-        from zmesh.worker import MOSEC_REF_TEMPLATE, ParseTarget
+        """What the workers know of requests and results."""
+        from zmesh.schemas import RouteSchema, request_of, response_of
 
-        schemas = {}
-        for path, stages in self._routes.items():
-            try:
-                taken, named = stages[0].worker.get_forward_json_schema(ParseTarget.INPUT, MOSEC_REF_TEMPLATE)
-                given, others = stages[-1].worker.get_forward_json_schema(ParseTarget.RETURN, MOSEC_REF_TEMPLATE)
-                schemas[path] = RouteSchema(taken or None, given or None, {**named, **others})
-            except Exception:
-                log.warning("route %s has no schema in /openapi, because making it failed", path, exc_info=True)
-        return schemas
+        return {
+            path: RouteSchema(
+                request_of(path, stages[0].worker, in_batch=stages[0].max_batch_size > 1),
+                response_of(path, stages[-1].worker, in_batch=stages[-1].max_batch_size > 1),
+            )
+            for path, stages in self._routes.items()
+        }
 
     # Running.
 
@@ -256,6 +254,8 @@ class Server:
         from zmesh import agent
 
         logs.setup(settings.log_level, "agent", settings.log_format)
+        if settings.compression and current_verb.name in ("run", "gateway"):
+            _say_codings()
         for stage in (stage for route in self._routes.values() for stage in route if stage.start_method == "fork"):
             log.info("%s: start_method='fork' has no effect: each worker is a fresh process", stage.worker.__name__)
         return agent.run(
@@ -287,6 +287,18 @@ class Server:
         for notice in notices(current_verb.given, environ):
             print(f"zmesh: {notice}", file=sys.stderr)
         return replace(settings, user_args=current_verb.user_args)
+
+
+def _say_codings() -> None:
+    from zmesh.codings import known
+
+    if len(known()) == 1:
+        log.warning("--compression speaks gzip only; zstd needs a package: pip install backports.zstd")
+
+
+def _answers_with(last: StagePlan) -> str:
+    """A stream is a stream, whatever a mixin for its requests says."""
+    return SSEWorker.resp_mime_type if last.sse else last.mime_type
 
 
 def _check_kind(option: Option, value: object) -> None:

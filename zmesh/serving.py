@@ -34,7 +34,7 @@ from zmesh.transport import Context, raise_file_limit
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from zmesh.openapi import RouteSchema
+    from zmesh.schemas import RouteSchema
 
 __all__ = ["heed", "main", "serve_gateway"]
 

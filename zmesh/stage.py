@@ -19,13 +19,14 @@ from time import monotonic
 from typing import Any
 
 from zmesh import logs
+from zmesh.addresses import unpickling_problem
 from zmesh.alarms import ALARMS
 from zmesh.config import Plan, Settings, StagePlan
-from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
+from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Settled, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, SessionEvent, Started, Tick
 from zmesh.core.session import Session
 from zmesh.current import running_request
-from zmesh.declaring import declaration, worker_class
+from zmesh.declaring import declaration, ipc_codec, worker_class
 from zmesh.errors import DeclarationError
 from zmesh.line import Line, line_class
 from zmesh.loader import AppError, load_worker_class
@@ -34,6 +35,7 @@ from zmesh.metrics import Metrics, metrics_of
 from zmesh.pipe import Pipe, Slate, child_pipe
 from zmesh.rehearsal import make_worker, warm_up
 from zmesh.runner import BatchRunner
+from zmesh.storing import open_stores
 from zmesh.tracebacks import one_line, users_traceback
 from zmesh.transport import Context, Poller, raise_file_limit, stage_endpoint
 from zmesh.worker import SSEWorker, Worker
@@ -80,6 +82,8 @@ class Stage:
         self.worker = worker_class(worker)
         self._called = worker.__name__
         self._mime_type(worker.resp_mime_type)
+        if worker.shared_memory_bytes is not None:
+            self._count("shared_memory_bytes", worker.shared_memory_bytes)
         self.num = self._count("num", num)
         self.max_batch_size = self._count("max_batch_size", max_batch_size)
         self.max_wait_time = self._duration("max_wait_time", max_wait_time, "milliseconds")
@@ -106,7 +110,9 @@ class Stage:
             retry=self.retry,
             mime_type=self.worker.resp_mime_type,
             sse=issubclass(self.worker, SSEWorker),
-            ipc_codec=_ipc_codec(self.worker),
+            ipc_codec=ipc_codec(self.worker),
+            unpickles=self.worker.unpickles,
+            needs_redis=self.worker.needs_redis,
         )
 
     def _count(self, what: str, value: object) -> int:
@@ -156,14 +162,6 @@ class Stage:
         return tuple(dict(variables) for variables in env)
 
 
-def _ipc_codec(worker: type[Worker]) -> str:
-    """A name for what it writes and reads between stages; equal in every process that has the same app file."""
-    pair = worker.serialize_ipc, worker.deserialize_ipc
-    if pair == (Worker.serialize_ipc, Worker.deserialize_ipc):
-        return "zmesh"
-    return "+".join(getattr(function, "__qualname__", "custom") for function in pair)
-
-
 # ── one worker process ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -180,6 +178,7 @@ class _Document:
     front: str
     peer: PeerId
     slate: int
+    memory: str
 
     @staticmethod
     def read(line: dict[str, Any]) -> _Document:
@@ -194,6 +193,7 @@ class _Document:
             line["front"],
             PeerId(bytes.fromhex(line["peer"])),
             line["slate"],
+            str(line.get("memory", "")),
         )
 
     @property
@@ -204,7 +204,7 @@ class _Document:
     def endpoint(self) -> str:
         return stage_endpoint(self.front, self.plan.stages.index(self.stage))
 
-    def session(self) -> Session:
+    def session(self, memory: str) -> Session:
         return Session(
             peer=self.peer,
             stage=self.stage.name,
@@ -216,6 +216,7 @@ class _Document:
             prefetch=self.stage.prefetch,
             limits=self.settings.limits(),
             shape=self.plan.shape,
+            memory=memory,
         )
 
 
@@ -324,6 +325,8 @@ class WorkerLoop:
                     self._owes_ready = not self._is_ready
             case Run():
                 self._next = effect
+            case Settled():
+                self._runner.release(effect)
             case Reconnect(after_seconds):
                 self._line.disconnect()
                 self._connect_at = monotonic() + after_seconds
@@ -339,6 +342,8 @@ def _start(document: _Document, pipe: Pipe) -> Worker | None:
     doing = ""
     try:
         cls = load_worker_class(document.app, document.stage.worker)
+        if cls.unpickles and (why := unpickling_problem(document.stage.name, document.endpoint)):
+            raise AppError(why)  # its agent refuses that too, and this is the process that would suffer
         worker = make_worker(cls, document.stage.name, document.worker_id, document.stage.max_batch_size)
         logs.join_in()  # they may have configured logging meanwhile
         doing = "the warm-up with its example raised "
@@ -372,11 +377,13 @@ def main() -> int:
     gc.freeze()  # what is there now stays; no collection need look at it again
     slate.write(0, Phase.IDLE)
     ALARMS.install(document.stage.timeout_seconds, slate.ordered)
-    tell = pipe.send if document.plan.hands_on(document.stage.name) else None
-    runner = BatchRunner(worker, slate, retry=document.stage.retry, tell=tell)
+    limits, hands_on = settings.limits(), document.plan.hands_on(document.stage.name)
+    stores, memory = open_stores(worker, document.memory, document.plan, settings, hands_on=hands_on)
+    tell, most = pipe.send if hands_on else None, limits.frame_bytes_max
+    runner = BatchRunner(worker, slate, retry=document.stage.retry, tell=tell, stores=stores, frame_bytes_max=most)
     context, poller = Context(), Poller()
-    line = line_class(settings.log_level)(context, document.endpoint, poller, settings.limits(), "worker")
-    left = WorkerLoop(document.session(), runner, line, pipe, poller, metrics_of(worker)).run()
+    line = line_class(settings.log_level)(context, document.endpoint, poller, limits, "worker")
+    left = WorkerLoop(document.session(memory), runner, line, pipe, poller, metrics_of(worker)).run()
     log.log(logging.ERROR if left.exit_code else logging.DEBUG, "left: %s", left.reason)
     context.close()
     return left.exit_code

@@ -99,8 +99,9 @@ class PrivateDirectory:
         os.close(self._lock)
 
 
-def private_directory(path: str = "") -> PrivateDirectory:
-    """Make (or take over) the directory of one run's sockets, and sweep what killed runs left behind.
+def private_directory(path: str = "", *, below: str = "") -> PrivateDirectory:
+    """Make (or take over) the directory of one run's sockets, and sweep what killed runs left behind. With `below`, a
+    fresh one there, for other things.
 
     Raises StartError when the path is too long for a socket, belongs to somebody else, or is in use.
     """
@@ -108,11 +109,14 @@ def private_directory(path: str = "") -> PrivateDirectory:
         place = Path(path)
         held = _hold(place, is_ours=not place.exists())
     else:
-        parent = Path(tempfile.gettempdir()) / f"zmesh-{os.getuid()}"
-        _own(parent)
-        _sweep(parent)
+        parent = Path(below or tempfile.gettempdir()) / f"zmesh-{os.getuid()}"
         for _ in range(FRESH_TRIES_MAX):
-            place = Path(tempfile.mkdtemp(dir=parent))
+            _own(parent)
+            _sweep(parent)
+            try:
+                place = Path(tempfile.mkdtemp(dir=parent))
+            except FileNotFoundError:
+                continue  # somebody has just left, and found it empty
             if held := _hold(place, is_ours=True):
                 break
     if held is None:

@@ -20,11 +20,14 @@ import importlib.util
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmesh.codec import dumps, loads
 from zmesh.errors import DecodingError, EncodingError
 from zmesh.metrics import Metrics
+
+if TYPE_CHECKING:
+    from zmesh.payloads import Store
 
 __all__ = ["MOSEC_REF_TEMPLATE", "ParseTarget", "SSEWorker", "Worker"]
 
@@ -50,10 +53,23 @@ class Worker(abc.ABC):
     example: Any = None
     multi_examples: Sequence[Any] = ()
     resp_mime_type: str = "application/json"
+    shared_memory_bytes: int | None = 1024 * 1024
+    """From this size on a result goes to a next stage on the same host through shared memory; None: never."""
+    needs_redis: bool = False  # what it makes goes to the next stage through Redis: see RedisShmIPCMixin
 
     stage: str = ""
     worker_id: int = 0
     max_batch_size: int = 1
+
+    unpickles: bool = False
+    """Whether `deserialize_ipc` can run what it reads, as pickle does. Say so of a class of yours that does: it is
+    refused where others than its own mesh could send it something."""
+
+    @classmethod
+    def unfit(cls) -> str:
+        """For mixins: why no stage can be made of this class here, such as a library that is not installed, in words
+        that follow its name; empty when one can."""
+        return ""
 
     @functools.cached_property
     def metrics(self) -> Metrics:
@@ -92,6 +108,11 @@ class Worker(abc.ABC):
     def deserialize_ipc(self, data: bytes) -> Any:
         """Read what the stage before wrote with `serialize_ipc`."""
         return loads(data)
+
+    def payload_stores(self, memory: Store | None) -> Sequence[Store]:
+        """Where large results wait for the next stage, in order of preference. `memory` is the shared memory of this
+        host, None where there is none. For mixins; called once, after `__init__`."""
+        return [] if memory is None or self.shared_memory_bytes is None else [memory]
 
     @classmethod
     def get_forward_json_schema(cls, target: ParseTarget, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,6 +12,8 @@ LIMIT = 2**32  # msgpack's integers end at 64 bits, and so must the square
 
 
 class Square(MsgpackMixin, Worker):  # the mixin stands first, so that its (de)serialize wins
+    example = {"x": 3}
+
     def forward(self, batch: list[Any]) -> list[dict[str, int | float] | ValidationError]:
         return [square(request) for request in batch]
 

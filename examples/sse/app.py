@@ -16,6 +16,8 @@ PACE_SECONDS = float(os.environ.get("SSE_PACE", "0.2"))
 
 
 class Split(Worker):
+    example = {"text": "Once upon a time"}
+
     def forward(self, data: dict[str, Any]) -> list[str]:
         if not data.get("text"):
             raise ValidationError("text is required")

@@ -11,18 +11,26 @@ import pytest
 
 from tests.unit.test_config import MOSEC_FLAGS, MOSEC_VARIABLES
 from tests.unit.test_mosec_names import NAMES
-from zmesh.mixin import WITHOUT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migrating-from-mosec.md").read_text()
 TESTING = (ROOT / "docs" / "testing.md").read_text()
 
-SECTIONS = ("1.1", "1.2", "1.3", "1.4", "1.5", "1.7", "1.8", "1.9", "1.10", "1.11", "2", "3", "4", "7", "Versions")
+SECTIONS = (
+    "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7", "1.8", "1.9", "1.10", "1.11", "1.12", "2", "3", "4", "6", "7",
+    "Versions",
+)  # fmt: skip
 VERDICTS = {"same", "better", "differs", "not yet"}
 
 # What mosec 0.9.7 counts and answers; names and flags are asked of other tests.
 METRICS = ("throughput_total", "process_duration_second", "batch_size", "batch_duration_second", "remaining_task")
 STATUSES = (200, 400, 404, 405, 408, 413, 422, 429, 500, 503)
+
+EXAMPLES = {
+    "echo.py", "custom_env.py", "distil_bert_server_pytorch.py", "resnet50_msgpack/", "stable_diffusion/", "segment/",
+    "jax_single_layer/", "embedding/", "rerank/", "type_validation/", "multi_route/", "server_side_event/", "shm_ipc/",
+    "monitor/",
+}  # fmt: skip
 
 SEED = "The first seed's tests, and ours for them"
 SEED_TESTS = {
@@ -88,9 +96,15 @@ def test_every_name_of_mosec_is_on_the_page(module: str):
 
 
 def test_every_mixin_flag_variable_metric_and_status_of_mosec_is_on_the_page():
-    wanted = {*WITHOUT, *MOSEC_FLAGS | MOSEC_VARIABLES, *(f"mosec_service_{name}" for name in METRICS)}
+    wanted = {*MOSEC_FLAGS | MOSEC_VARIABLES, *(f"mosec_service_{name}" for name in METRICS)}
     assert sorted(name for name in wanted if name not in PAGE) == []
     assert [status for status in STATUSES if not re.search(rf"\b{status}\b", PAGE)] == []
+
+
+def test_every_example_of_mosec_has_one_of_ours_that_a_test_runs():
+    rows = section(PAGE, "6")
+    assert {row[0].strip("`") for row in rows} == EXAMPLES
+    assert all("`examples/" in row[2] and "`tests/" in row[3] for row in rows)
 
 
 def test_every_row_of_an_argument_is_there():

@@ -2,13 +2,15 @@
 
 Eight threads beside one another send good requests and bad ones to a mesh: with little patience, with bodies that are
 none, with mistakes that users make, with lengths that are wrong, headers that contradict each other, lines that are no
-requests; they send slowly, break off, and leave. What each of them gets is held to what it may get. `SILENCE` is the
+requests; they send slowly, break off, and leave. With `--compression`, the mesh's and ours, there are bombs and broken
+gzip and zstd among them. What each of them gets is held to what it may get. `SILENCE` is the
 end of a connection without an answer. Afterwards the mesh has to be as if nobody had been there.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import http.client
 import json
 import random
@@ -27,6 +29,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import RunningMesh, running, wait_until
+from zmesh.codings import Coding, Unpacking, known
 
 __all__ = ["Storm", "judge"]
 
@@ -39,6 +42,7 @@ WORK_MS = 5.0  # the most that a request takes
 PAUSE_SECONDS = 0.010  # the longest between two pieces of a slow body
 STOP_SECONDS = 5.0
 HEADERS_MANY = 100  # of 1000 bytes: more than 64 KiB
+BOMBS_BYTES = (10 * 1024 * 1024 + 1, 200 * 1024 * 1024)  # more than a body may have
 ALL_IS_WELL = 0.35  # of the requests are good ones
 
 Seen = tuple[int, bytes]
@@ -105,12 +109,14 @@ class Asking:
 
 
 Way = Callable[[Asking], Seen]
-WAYS: dict[str, tuple[Way, set[int]]] = {}  # by name: what is done, and which statuses it may get
+Ways = dict[str, tuple[Way, set[int]]]  # by name: what is done, and which statuses it may get
+WAYS: Ways = {}
+PACKED_WAYS: Ways = {}  # of a mesh with --compression, besides
 
 
-def way(*statuses: int) -> Callable[[Way], Way]:
+def way(*statuses: int, packed: bool = False) -> Callable[[Way], Way]:
     def keep(act: Way) -> Way:
-        WAYS[act.__name__.replace("_", " ")] = act, set(statuses)
+        (PACKED_WAYS if packed else WAYS)[act.__name__.replace("_", " ")] = act, set(statuses)
         return act
 
     return keep
@@ -297,6 +303,74 @@ def huge_headers(asking: Asking) -> Seen:
     return asking.said(request(asking.body(), *many))
 
 
+# ── packed bodies ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def bomb(coding: Coding, size: int) -> bytes:
+    return coding.pack(bytes(size))
+
+
+def packed(body: bytes, coding: Coding) -> bytes:
+    return request(body, f"content-encoding: {coding.name}")
+
+
+@way(200, packed=True)
+def a_packed_request(asking: Asking) -> Seen:
+    coding = asking.dice.choice(known())
+    return asking.said(packed(coding.pack(asking.body()), coding))
+
+
+@way(200, packed=True)
+def a_packed_answer(asking: Asking) -> Seen:
+    coding = asking.dice.choice(known())
+    status, body = asking.said(request(asking.body(), f"accept-encoding: {coding.name}, identity;q=0"))
+    unpacking = Unpacking(coding)
+    body = unpacking.some(body, 1 << 20)
+    unpacking.end()
+    return status, body
+
+
+@way(413, packed=True)
+def a_bomb(asking: Asking) -> Seen:
+    coding = asking.dice.choice(known())
+    return asking.said(packed(bomb(coding, asking.dice.choice(BOMBS_BYTES)), coding))
+
+
+@way(413, packed=True)
+def a_bomb_in_chunks(asking: Asking) -> Seen:
+    coding = asking.dice.choice(known())
+    whole = bomb(coding, BOMBS_BYTES[-1])
+    start = head("transfer-encoding: chunked", f"content-encoding: {coding.name}")
+    pieces = [whole[at : at + 1000] for at in range(0, len(whole), 1000)]
+    return asking.said(start, *(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces), b"0\r\n\r\n")
+
+
+@way(400, packed=True)
+def a_packed_body_that_ends_too_early(asking: Asking) -> Seen:
+    coding = asking.dice.choice(known())
+    whole = coding.pack(asking.body())
+    return asking.said(packed(whole[: asking.dice.randint(1, len(whole) - 1)], coding))
+
+
+@way(400, packed=True)
+def a_packed_body_that_is_broken(asking: Asking) -> Seen:
+    coding = asking.dice.choice(known())
+    whole = coding.pack(asking.body())
+    broken = asking.dice.choice((b"\xff" + whole[1:], asking.body(), whole + b"and something else"))
+    return asking.said(packed(broken, coding))
+
+
+@way(415, packed=True)
+def an_encoding_that_nobody_knows(asking: Asking) -> Seen:
+    return asking.said(request(asking.body(), f"content-encoding: {asking.dice.choice(('br', 'gzip, gzip', 'x'))}"))
+
+
+@way(406, packed=True)
+def a_client_that_takes_nothing(asking: Asking) -> Seen:
+    return asking.said(request(asking.body(), "accept-encoding: *;q=0"))
+
+
 @dataclass
 class Storm:
     """`count` requests from `THREADS` clients at once. After `rage` `wrong` says what must not have been."""
@@ -304,6 +378,7 @@ class Storm:
     port: int
     count: int
     seed: int
+    ways: Ways
     seen: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
@@ -330,8 +405,8 @@ class Storm:
     def _one(self, number: int) -> tuple[str, object]:
         """Which way it went and what came of it. The same number is the same request, whichever thread sends it."""
         dice = random.Random(f"{self.seed} {number}")
-        name = "a good request" if dice.random() < ALL_IS_WELL else dice.choice(list(WAYS))
-        act, statuses = WAYS[name]
+        name = "a good request" if dice.random() < ALL_IS_WELL else dice.choice(list(self.ways))
+        act, statuses = self.ways[name]
         try:
             status, body = act(Asking(self.port, dice, number))
         except OSError as error:
@@ -371,10 +446,10 @@ def judge(mesh: RunningMesh, storm: Storm) -> None:
     print(f"stopped {time.monotonic() - started:.2f} s after SIGTERM")
 
 
-def run(count: int, seed: int, lane: str) -> Storm:
+def run(count: int, seed: int, lane: str, *, compression: bool = False) -> Storm:
     """In a mesh of its own."""
-    with running(APP, "--timeout", "20000", "--lane", lane) as mesh:
-        storm = Storm(mesh.port, count, seed)
+    with running(APP, "--timeout", "20000", "--lane", lane, *(["--compression"] if compression else [])) as mesh:
+        storm = Storm(mesh.port, count, seed, WAYS | PACKED_WAYS if compression else WAYS)
         started = time.monotonic()
         storm.rage()
         print(f"lane {lane}, seed {seed}: {count} requests in {time.monotonic() - started:.1f} s")
@@ -386,9 +461,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.integration.bad_clients", description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="how many requests in each lane")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32))
+    parser.add_argument("--compression", action="store_true", help="start the mesh so, and send packed bodies too")
     given = parser.parse_args()
     for lane in ("fast", "asgi"):
-        storm = run(given.count, given.seed, lane)
+        storm = run(given.count, given.seed, lane, compression=given.compression)
         for what, count in sorted(storm.seen.items()):
             print(f"  {count:6} {what}")
     return 0

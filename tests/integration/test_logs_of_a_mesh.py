@@ -34,7 +34,7 @@ def test_every_line_of_all_processes_is_a_record_and_a_request_can_be_followed()
         assert failed["exception"].startswith("Traceback") and failed["worker"].startswith("Widen/")
 
         (own,) = records(request_id="one", logger="__zmesh_app__")
-        assert (own["level"], own["message"], own["source"]) == ("INFO", "widening wide", "talkative.py:13")
+        assert (own["level"], own["message"], own["source"]) == ("INFO", "widening wide", "talkative.py:15")
         (item,) = records(request_id="one", logger="zmesh.user")
         assert (item["message"], item["worker"]) == ("measuring", "Measure/1")
         imported = {one["worker"] for one in records(message="imported") if one["role"] == "worker"}

@@ -120,7 +120,7 @@ def test_the_document_has_its_tables_and_no_mistake_twice():
 def test_every_app_file_is_in_the_document():
     named = {row.file() for row in rows() if row.table in (IN_FILE, STARTING, IN_A_DRY_RUN)} - {""}
     there = {path.name for path in APPS.iterdir() if path.is_file()}
-    assert there == named | {"helper.py", "served.py"}
+    assert there == named | {"helper.py", "served.py", "unpickles.py"}
 
 
 def test_every_row_about_http_has_a_way_to_send_it():
@@ -276,6 +276,7 @@ def assert_only_theirs(told: str) -> None:
 @each(TYPED)
 def test_what_is_typed(row: Row, terminal: Terminal, ports: dict[str, str]):
     (terminal.folder / "app.py").write_text(APP.format(line="server.append_worker(Parse)"))
+    shutil.copy(APPS / "unpickles.py", terminal.folder)
     ended = terminal.type(row.code("typed"), **ports)
     assert (ended.code, ended.out) == (int(row["code"]), ""), ended.err
     check_said(row, row.code("said"), ended.err)

@@ -75,6 +75,21 @@ def routes(mesh: RunningMesh) -> None:
     assert given == {"application/msgpack": {}}
 
 
+def typed(mesh: RunningMesh) -> None:
+    body = msgpack.packb({"name": "a", "values": [1, 2.5]})
+    status, packed, kind = ask(mesh, "/inference", body)
+    assert (status, msgpack.unpackb(packed), kind) == (200, {"total": 3.5, "shape": [2]}, "application/msgpack")
+    assert msgpack.unpackb(ask(mesh, "/single", body)[1]) == 2
+    wrong = ask(mesh, "/inference", msgpack.packb({"name": "a", "values": "no"}))[:2]
+    assert wrong == (422, b"request validation error: Expected `array`, got `str` - at `$.values`")
+    status, said, _ = ask(mesh, "/single", b"\xc1")
+    assert status == 400 and said.startswith(b"decoding error: ")
+    document = mesh.get("/openapi/metadata.json").json()
+    content = document["paths"]["/single"]["post"]["requestBody"]["content"]
+    assert content["application/msgpack"]["schema"] == {"$ref": "#/components/schemas/Request"}
+    assert document["components"]["schemas"]["Request"]["required"] == ["name", "values"]
+
+
 def text(mesh: RunningMesh) -> None:
     assert ask(mesh, "/inference", "eins zwei drei für".encode()) == (200, "eins-zwei-drei-für".encode(), "text/plain")
     assert ask(mesh, "/inference", b"\xff")[:2] == (400, b"decoding error: this is not UTF-8")
@@ -145,7 +160,7 @@ def is_running(pid: int) -> bool:
 
 
 CHECKS: dict[str, Check] = {
-    check.__name__: check for check in (single, pipeline, batch, routes, text, env, sse, timeouts, flags, daemon)
+    check.__name__: check for check in (single, pipeline, batch, routes, typed, text, env, sse, timeouts, flags, daemon)
 }
 OURS = {"timeouts": ("--timeout", "1500")}
 THEIRS = {"flags": ("--scale", "2", "--fast")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import urllib.parse
@@ -14,6 +15,7 @@ from typing import Any
 
 from tests.harness import RunningMesh, free_port, running, wait_until
 from tests.monitoring import MONITORING, NEED_PROMETHEUS, dashboard_queries, promtool
+from tests.readme import EXAMPLES
 
 COUNTING = Path(__file__).parent / "apps" / "counting.py"
 
@@ -41,14 +43,14 @@ class Prometheus:
 
 
 @contextmanager
-def watching(mesh: RunningMesh, place: Path) -> Iterator[Prometheus]:
-    """As in deploy/monitoring, but oftener, and with this mesh for a target."""
-    config = (MONITORING / "prometheus.yml").read_text()
+def watching(mesh: RunningMesh, place: Path, folder: Path = MONITORING) -> Iterator[Prometheus]:
+    """As the configuration in the folder says, but oftener, and with this mesh for a target."""
+    config = (folder / "prometheus.yml").read_text()
     for ours, here in (("127.0.0.1:8000", f"127.0.0.1:{mesh.port}"), ("scrape_interval: 5s", "scrape_interval: 250ms")):
         assert config.count(ours) == 1
         config = config.replace(ours, here)
+    config = re.sub(r"(?<=- )\S*alerts.yml", lambda found: str((folder / found[0]).resolve(strict=True)), config)
     (place / "prometheus.yml").write_text(config)
-    shutil.copy(MONITORING / "alerts.yml", place)
     port = free_port()
     command = ["prometheus", f"--config.file={place}/prometheus.yml", f"--storage.tsdb.path={place}/data"]
     with (place / "log").open("wb") as log:
@@ -100,3 +102,30 @@ def test_prometheus_reads_a_mesh_and_answers_every_query_of_the_dashboard(
             assert (waits["type"], waits["unit"]) == ("histogram", "seconds"), "OpenMetrics has units"
             assert known["zmesh_served"][0]["type"] == "counter"
         assert mesh.stop() == 0, mesh.log()
+
+
+def test_prometheus_answers_what_the_example_asks_of_its_own_metrics(
+    need: Callable[[object, str], None], tmp_path: Path
+) -> None:
+    need(shutil.which("prometheus"), NEED_PROMETHEUS)
+    folder = EXAMPLES / "own_metrics"
+    told = re.findall(r"`([^`]*zmesh_summary\w+_(?:total|bucket)[^`]*\[5m\][^`]*)`", (folder / "README.md").read_text())
+    assert len(told) == 2
+    with running(folder / "app.py") as mesh, watching(mesh, tmp_path, folder) as prometheus:
+        sent = 0
+
+        def seen(query: str) -> bool:
+            nonlocal sent
+            sent += 1
+            assert mesh.post("/summary", b'{"text": "It rains, %d times."}' % (sent // 3)).status == 200
+            found = prometheus.ask(query)
+            return bool(found) and found[0]["value"][1] != "NaN"
+
+        for query in [*dashboard_queries(folder), *told]:
+            wait_until(lambda query=query: seen(query), 10, f"an answer to {query}")  # type: ignore[misc]
+        groups = prometheus.get("/api/v1/rules")["groups"]
+        assert [group["name"] for group in groups] == ["zmesh", "summaries"]
+        assert len(prometheus.ask("zmesh_summary_remembered")) == 2, "one for each worker"
+        wait_until(
+            lambda: prometheus.number("sum(zmesh_summary_lookups_total)") == sent + 2, 10, "all that was counted"
+        )

@@ -303,6 +303,9 @@ class Checks:
         if payload.startswith(b"given back"):
             enough = ask.given > self.simulation.limits.requeues_max
             return None if enough else f"it was given out only {ask.given} times"
+        if b" is lost, and stage " in payload:
+            plans = [self.simulation.plan.stage(stage) for stage in ask.stages[:-1]]
+            return "no stage before its last is once-only" if all(plan.retry for plan in plans) else None
         return f"nothing explains {payload!r}"
 
     def _was_hurt(self, ask: Ask) -> bool:

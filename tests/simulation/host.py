@@ -79,6 +79,7 @@ class Worker(Process):
             max_batch_size=stage.max_batch_size,
             prefetch=stage.prefetch,
             limits=simulation.limits,
+            memory=name.partition("/")[0].partition(".")[0],
         )
         index = simulation.plan.stages.index(stage) + 1
         self.line = PeerLine(simulation.network, index, cable, self)

@@ -10,6 +10,8 @@ which stages it went through, in which order. A few requests have a *flaw* at on
   no signal is heard;
 * HUGE: it is larger than a message may be.
 
+What a stage hands on is a reference wherever it may be: the same bytes, of another kind. A few of them are lost, once.
+
 A *sick* worker answers each row with an error that bears its name and the lease, so that it shows whose word counted.
 
 `Batch` does with a lease what zmesh/runner.py does, in virtual time.
@@ -69,6 +71,7 @@ class Ask:
     given: int = 0  # leases that it was in
     holders: list[Process] = field(default_factory=list)  # the processes that were given it
     bystander: bool = False  # it was in a batch of a once-only stage that raised
+    lost: list[str] = field(default_factory=list)  # stages at which what the one before had left was gone
     overran: bool = False  # it took longer than its stage allows, alone, at a once-only stage or having spoken
     heard: list[bytes] = field(default_factory=list)  # events, as its gateway delivered them
 
@@ -83,6 +86,13 @@ class Ask:
 
     def has(self, flaw: Flaw, stage: str) -> bool:
         return self.flaw is flaw and self.flaw_at == stage
+
+    def loses_payload(self, stage: str) -> bool:
+        """Whether what the stage before has left for that one is gone: of a few, and once."""
+        if self.nonce % 41 or stage in self.lost:
+            return False
+        self.lost.append(stage)
+        return True
 
     @property
     def error(self) -> tuple[int, bytes]:
@@ -166,6 +176,8 @@ class Batch:
                 done.append((row, int(Status.TIMEOUT), b"request timeout: its time was over before it could run"))
             elif row in cancelled or row in self.lease.skipped:
                 done.append((row, int(Status.CANCELLED), b"cancelled"))
+            elif self.lease.columns.kinds[row] and self.asks[row].loses_payload(self.stage):
+                done.append((row, int(Status.AGAIN), b"what it stands for is gone"))
             else:
                 rows.append(row)
         seconds = (cost[0] + cost[1] * len(rows)) * (0.7 + 0.6 * dice.random()) if rows else 0.0
@@ -198,10 +210,8 @@ class Batch:
         else:
             done += [(row, *self._result(row)) for row in rows]
         if done:
-            ends = [list(column) for column in zip(*done, strict=True)]
-            kinds = [int(Kind.INLINE)] * len(done)
-            part.event = RowsFinished(ends[0], ends[1], kinds, ends[2], int(seconds * 1e6))  # type: ignore[arg-type]
-            self.succeeded = self.succeeded or int(Status.OK) in ends[1]
+            part.event = self._event(done, seconds)
+            self.succeeded = self.succeeded or int(Status.OK) in part.event.statuses
         self.todo += part.halves
         return part
 
@@ -215,9 +225,20 @@ class Batch:
             before = zip(part.event.rows, part.event.statuses, part.event.payloads, strict=True)
             done |= {row: (said, bytes(payload)) for row, said, payload in before if row not in done}
         self.todo, self.is_broken_off = [], True
-        statuses, payloads = zip(*done.values(), strict=True)
-        kinds = [int(Kind.INLINE)] * len(done)
-        part.event = RowsFinished(list(done), list(statuses), kinds, list(payloads), int(part.seconds * 1e6))
+        part.event = self._event([(row, *said) for row, said in done.items()], part.seconds)
+
+    def _event(self, done: list[tuple[int, int, bytes]], seconds: float) -> RowsFinished:
+        """Results for a next stage go by reference where everybody is near."""
+        rows, statuses, payloads = (list(column) for column in zip(*done, strict=True))
+        states = self.lease.columns.states
+        goes = [
+            self.lease.is_near and status == Status.OK and not states[row] & State.EGRESS for row, status, _ in done
+        ]
+        kinds = [int(Kind.HOST_BOUND if by_reference else Kind.INLINE) for by_reference in goes]
+        sizes = [
+            len(payload) * (10 if by_reference else 1) for (*_, payload), by_reference in zip(done, goes, strict=True)
+        ]
+        return RowsFinished(rows, statuses, kinds, payloads, int(seconds * 1e6), sizes if any(kinds) else None)
 
     def _result(self, row: int) -> tuple[int, bytes]:
         ask = self.asks[row]

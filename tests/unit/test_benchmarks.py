@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import echo, model, pages, stages
+from benchmarks import echo, model, pages, stages, tensors
 from benchmarks.load import parse_open_loop, parse_wrk
 from benchmarks.peers import PEERS, Unavailable, python_of
 from benchmarks.plot import Bar, bars
@@ -231,6 +231,21 @@ def test_without_zmesh_there_is_nothing_to_measure() -> None:
 
 def test_two_stages_are_judged_by_what_they_keep_and_beside_those_of_others() -> None:
     assert [verdict.is_met for verdict in stages.verdicts(stages_data())] == [True, False, True, True]
+
+
+def test_arrays_are_judged_beside_each_way_of_mosec_and_as_a_share_of_a_copy() -> None:
+    one = {"settings": "", "rate": 100.0, "p50": 0.01, "p99": 0.02, "cpu_ms": 5.0, "copies": 10.0, "large": "0.30 s"}
+    sides = {"zmesh": one, "mosec": {**one, "rate": 50.0, "large": "no"}, "mosec, redis": {**one, "rate": 125.0}}
+    data = {**SHARED, "megabytes": 10, "large": 100, "sides": sides}
+    assert [(verdict.measured, verdict.is_met) for verdict in tensors.verdicts(data)] == [
+        ("2 x", True),
+        ("0.8 x", False),
+        ("1", True),
+    ]
+    ours = next(line for line in tensors.section(data).splitlines() if line.startswith("| zmesh"))
+    assert "1.00" in ours and "10%" in ours and "0.30 s" in ours
+    data["sides"] = {**sides, "zmesh": {**one, "large": tensors.NO}}
+    assert not tensors.verdicts(data)[-1].is_met
 
 
 def test_the_readme_says_what_was_measured_beside_the_best_of_mosec_when_all_of_it_was() -> None:

@@ -123,7 +123,6 @@ def test_the_help_of_a_verb_has_its_options_of_the_table_and_no_others(zmesh: Zm
     ("args", "said"),
     [
         (["run", "app.py", "--prot", "1"], "zmesh: there is no option --prot; did you mean --port? options of the"),
-        (["run", "app.py", "--compression"], "zmesh: there is no option --compression yet, as mosec has it; leave it"),
         (["run", "app.py", "--port", "x"], "zmesh: invalid value for '--port': 'x' is not a valid integer; see"),
         (["run", "app.py", "other.py"], "zmesh: got unexpected extra argument (other.py); see zmesh run --help"),
         (["run", "app.py", "--log-level", "loud"], "zmesh: invalid value for '--log-level': 'loud' is not one of"),

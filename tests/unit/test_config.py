@@ -16,7 +16,7 @@ from zmesh.config import OPTIONS, Limits, Option, Settings, notices, settings_fr
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 FLAGS = [option for option in OPTIONS if option.kind == "flag"]
 
-# mosec 0.9.7, `--help` and its table of variables. `--compression` is not here, and the page says so.
+# mosec 0.9.7, `--help` and its table of variables.
 MOSEC_FLAGS = {
     "--path",
     "--capacity",
@@ -29,6 +29,7 @@ MOSEC_FLAGS = {
     "--log-level",
     "--dry-run",
     "--max-request-size",
+    "--compression",
 }
 MOSEC_VARIABLES = {
     "MOSEC_PATH",
@@ -41,6 +42,7 @@ MOSEC_VARIABLES = {
     "MOSEC_LOG_LEVEL",
     "MOSEC_DRY_RUN",
     "MOSEC_MAX_REQUEST_SIZE",
+    "MOSEC_INTERNAL_REDIS_URL",
 }
 
 
@@ -157,5 +159,5 @@ def test_every_limit_has_its_row_on_the_page():
 
 @pytest.mark.parametrize("row", table("Limits of the gateway and the agent"), ids=lambda row: row[0])
 def test_a_limit_of_a_module_is_what_the_page_says(row: list[str]):
-    module, _, name = row[0].strip("`").partition(".")
+    module, _, name = row[0].strip("`").rpartition(".")
     assert str(getattr(importlib.import_module(f"zmesh.{module}"), name)) == row[1].strip("`")

@@ -1,16 +1,20 @@
 """Who lives under one agent, and in which order and how long they leave."""
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+import zmesh.household as home
 from zmesh.board import Board
 from zmesh.config import Plan, RoutePlan, Settings, StagePlan
-from zmesh.household import DRAIN_GRACE_SECONDS, LEAVE_SECONDS, Departure, House, Household, household
+from zmesh.household import DRAIN_GRACE_SECONDS, LEAVE_SECONDS, Departure, House, Household, household, shared_memory
 from zmesh.messages import PeerId
 from zmesh.processes import Slot
+from zmesh.segments import SharedMemory
 
 STAGE = StagePlan(name="Embed", worker="app:Embed")
 PLAN = Plan(stages=(STAGE,), routes=(RoutePlan(path="/go", stages=("Embed",)),))
@@ -148,3 +152,55 @@ def test_of_workers_that_nobody_needs_nothing_is_said():
     assert gateway.told
     departure.go_on(2.0)
     assert departure.remaining(3.0) == ""
+
+
+# ── shared memory ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+TWO = Plan(
+    stages=(StagePlan(name="decode", worker="app:Decode"), StagePlan(name="model", worker="app:Model")),
+    routes=(RoutePlan(path="/digits", stages=("decode", "model")),),
+)
+
+
+def test_a_run_with_two_stages_has_a_directory_in_shared_memory_and_takes_it_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(home, "MEMORY", tmp_path)
+    (left := tmp_path / f"zmesh-{os.getuid()}" / "tmpabcdefgh").mkdir(parents=True, mode=0o700)
+    (left / "lock").write_text("")
+    with shared_memory(household("run", TWO, Settings()), TWO, Settings()) as sweeper:
+        place = Path(sweeper.directory)
+        assert place.parent == left.parent and place.stat().st_mode & 0o777 == 0o700
+        assert not left.exists(), "what a killed run left is swept"
+        (place / "payload").write_text("x")
+        assert SharedMemory(place).get([b""])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_others_is_taken_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(home, "MEMORY", tmp_path)
+    here = household("run", TWO, Settings())
+    with shared_memory(here, TWO, Settings()) as first:
+        with shared_memory(here, TWO, Settings()):
+            pass
+        assert Path(first.directory).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("plan", "settings", "verb"),
+    [(PLAN, {}, "run"), (TWO, {"no_shared_memory": True}, "run"), (TWO, {"connect": "tcp://127.0.0.1:1"}, "gateway")],
+)
+def test_who_has_no_use_for_shared_memory_has_none(tmp_path, monkeypatch, plan, settings, verb):
+    monkeypatch.setattr(home, "MEMORY", tmp_path)
+    with shared_memory(household(verb, plan, Settings(**settings)), plan, Settings(**settings)) as sweeper:
+        assert sweeper.directory == "" and list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_cannot_be_used_is_no_reason_not_to_start(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(home, "MEMORY", tmp_path)
+    (tmp_path / f"zmesh-{os.getuid()}").write_text("somebody else's")
+    with shared_memory(household("run", TWO, Settings()), TWO, Settings()) as sweeper:
+        assert sweeper.directory == ""
+    assert "large results go through the broker" in caplog.text
+    monkeypatch.setattr(home, "MEMORY", tmp_path / "none")
+    with shared_memory(household("run", TWO, Settings()), TWO, Settings()) as sweeper:
+        assert sweeper.directory == ""

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_gateway import PLAN, Clock, FakeBroker, bounded, serving, until
-from zmesh import asgi, connection, lane
+from zmesh import asgi, codings, connection, lane
 from zmesh.config import Settings
 from zmesh.gateway import Gateway, make_app
 from zmesh.lane import LANE_BODY_BYTES_MAX, LaneConnection
@@ -37,6 +37,7 @@ OUTCOMES = {
     b"i": (Status.INTERNAL, "größer".encode()),
     b"p": (Status.POISONED, b"worker died"),
     b"t": (Status.TIMEOUT, b""),
+    b"b": (Status.OK, b"a big result " * 2000),
 }
 
 
@@ -62,9 +63,10 @@ class Side:
     port: int
 
     @staticmethod
-    async def start(lane: str, **given: Any) -> Side:
+    async def start(lane: str, *, limit: int = BODY_BYTES_MAX, compression: bool = False, **given: Any) -> Side:
         broker = given.pop("broker", None) or Judge(None)
-        gateway = Gateway(PLAN, Settings(max_request_size=BODY_BYTES_MAX, lane=lane), broker, clock=Clock(), **given)
+        settings = Settings(max_request_size=limit, lane=lane, compression=compression)
+        gateway = Gateway(PLAN, settings, broker, clock=Clock(), **given)
         side = Side(gateway, broker, *await serving(gateway))
         SIDES.append(side)
         return side
@@ -126,19 +128,33 @@ class Asked:
     verdict: bytes = b"o"  # how the body begins
     size: int = 1  # of the body
     is_chunked: bool = False
+    encoding: str = ""
+    damage: str = ""  # done to a packed body
     cuts: tuple[float, ...] = field(default=())
 
     def pieces(self) -> list[bytes]:
-        sent = self.verdict.ljust(self.size, b".")[: self.size]
-        framing = "content-length", str(self.size)
+        sent = self.body()
+        framing = "content-length", str(len(sent))
         if self.is_chunked:
             framing = "transfer-encoding", "chunked"
-            sent = (b"%x\r\n%s\r\n" % (self.size, sent) if sent else b"") + b"0\r\n\r\n"
+            sent = (b"%x\r\n%s\r\n" % (len(sent), sent) if sent else b"") + b"0\r\n\r\n"
+        encoding = [("content-encoding", self.encoding)] if self.encoding else []
         lines = [f"{self.method} {self.target} {self.version}", "Host: x"]
-        lines += [f"{name}: {value}" for name, value in (*self.headers, framing)]
+        lines += [f"{name}: {value}" for name, value in (*self.headers, *encoding, framing)]
         data = "\r\n".join([*lines, "", ""]).encode() + sent
         places = sorted({0, len(data), *(int(cut * len(data)) for cut in self.cuts)})
         return [data[start:end] for start, end in pairwise(places)]
+
+    def body(self) -> bytes:
+        body = self.verdict.ljust(self.size, b".")[: self.size]
+        if self.damage == "bomb":
+            body = bytes(100 * BODY_BYTES_MAX)
+        for coding in codings.known():
+            if coding.name == self.encoding:
+                body = coding.pack(body)
+        if self.damage == "cut":
+            body = body[:-2]
+        return body[:-1] + b"?" if self.damage == "broken" else body
 
 
 HEADERS = st.sampled_from(
@@ -154,8 +170,13 @@ HEADERS = st.sampled_from(
         ("expect", "100-continue"),
         ("expect", "the best"),
         ("upgrade", "websocket"),
+        *(
+            ("accept-encoding", said)
+            for said in ("gzip", "zstd", "gzip, br, zstd;q=0.5", "identity;q=0, gzip", "*;q=0")
+        ),
     ]
 )
+ENCODINGS = st.sampled_from([""] * 6 + ["gzip", "zstd", "gzip", "zstd", "br", "gzip, zstd", "identity"])
 SIZES = st.sampled_from(
     [1] * 6 + [0, 2, 100, LANE_BODY_BYTES_MAX, LANE_BODY_BYTES_MAX + 1, BODY_BYTES_MAX, BODY_BYTES_MAX + 1]
 )
@@ -168,6 +189,8 @@ ASKED = st.builds(
     verdict=st.sampled_from([*OUTCOMES]),
     size=SIZES,
     is_chunked=st.sampled_from([False] * 4 + [True]),
+    encoding=ENCODINGS,
+    damage=st.sampled_from(["", "", "", "cut", "broken", "bomb"]),
     cuts=st.lists(st.floats(0, 1), max_size=2).map(tuple),
 )
 
@@ -222,13 +245,15 @@ def submitted(broker: FakeBroker) -> list[Any]:
 
 
 @pytest.mark.timeout(120)
-def test_both_ways_give_the_same_answers_and_leave_the_same_counts(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("compression", [False, True], ids=["", "compression"])
+def test_both_ways_give_the_same_answers_and_leave_the_same_counts(compression: bool, monkeypatch: pytest.MonkeyPatch):
     for module in (asgi, connection):
         monkeypatch.setattr(module, "LINGER_SECONDS", 0.05)
     with loop() as run:
 
         async def both() -> tuple[Side, Side]:
-            return await Side.start(lane="fast"), await Side.start(lane="asgi")
+            sides = [await Side.start(lane=lane, compression=compression) for lane in ("fast", "asgi")]
+            return sides[0], sides[1]
 
         fast, slow = run(both())
 
@@ -240,9 +265,12 @@ def test_both_ways_give_the_same_answers_and_leave_the_same_counts(monkeypatch: 
         @example([Asked(headers=(("connection", "close"),)), Asked()], True)
         @example([Asked(), Asked(size=70), Asked(verdict=b"p"), Asked(verdict=b"p"), Asked(size=0), Asked()], False)
         @example([Asked(), Asked(cuts=(0.5,)), Asked(), Asked(is_chunked=True), Asked(), Asked(size=2)], False)
+        @example([Asked(), Asked(verdict=b"b", headers=(("accept-encoding", "gzip"),)), Asked(), Asked()], False)
+        @example([Asked(encoding="gzip", size=9000), Asked(encoding="gzip", damage="bomb"), Asked()], False)
+        @example([Asked(encoding="gzip", damage="broken"), Asked(encoding="zstd", damage="cut"), Asked()], False)
         def check(asked: list[Asked], is_pipelined: bool) -> None:
             requests = [*(one.pieces() for one in asked), [LAST]]
-            if is_pipelined and sum(one.size for one in asked) < 1000:  # it is read in one piece
+            if is_pipelined and sum(len(one.body()) for one in asked) < 1000:  # it is read in one piece
                 requests = [[b"".join(piece for pieces in requests for piece in pieces)]]
 
             async def compare() -> None:
@@ -261,6 +289,22 @@ def test_both_ways_give_the_same_answers_and_leave_the_same_counts(monkeypatch: 
         finally:
             for side in (fast, slow):
                 run(side.stop())
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+def test_a_body_of_just_the_limit_is_taken_and_a_byte_more_is_413(lane: str, is_chunked: bool, encoding: str):
+    limit = 5000
+
+    async def main() -> None:
+        side = await Side.start(lane=lane, limit=limit, compression=True)
+        for size, status in ((limit, b"200"), (limit + 1, b"413")):
+            asked = Asked(size=size, encoding=encoding, is_chunked=is_chunked, cuts=(0.5, 0.9))
+            assert (await ask(side.port, asked.pieces(), [LAST])).startswith(b"HTTP/1.1 " + status)
+        await side.stop()
+
+    play(main())
 
 
 @pytest.mark.parametrize("before", [b"o", b"p", b"w"])
@@ -315,11 +359,14 @@ def test_a_mistake_of_ours_is_500_and_leaves_nothing(lane: str, monkeypatch):
 # ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_small_request_takes_the_lane_and_starts_no_task():
+@pytest.mark.parametrize(
+    ("compression", "header"), [(False, b""), (False, b"accept-encoding: gzip\r\n"), (True, b"accept: text/plain\r\n")]
+)
+def test_a_small_request_takes_the_lane_and_starts_no_task(compression: bool, header: bytes):
     async def main() -> None:
-        side = await Side.start(lane="fast", broker=FakeBroker(None))
+        side = await Side.start(lane="fast", compression=compression, broker=FakeBroker(None))
         reader, writer = await asyncio.open_connection("127.0.0.1", side.port)
-        writer.write(POST)
+        writer.write(POST.replace(b"host", header + b"host"))
         await until(lambda: side.broker.submits)
         assert len(side.gateway.calls) == 1 and not side.gateway._server.server_state.tasks
         side.broker.reply(side.broker.submits[0].columns.ids, Status.OK, b"finished")

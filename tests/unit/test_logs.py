@@ -179,6 +179,7 @@ def test_the_last_words_of_a_program_have_the_same_form(listen: Listen) -> None:
     assert logs.last_words("it ends", "") == "zmesh: it ends\n"
     listen(role="agent", form="json")
     record = json.loads(logs.last_words("it ends", told))
+    assert "source" not in record, "it stands in no line of anybody's code"
     assert (record["level"], record["message"], record["exception"]) == ("ERROR", "it ends", told.strip())
     assert "exception" not in json.loads(logs.last_words("it ends", ""))
 

@@ -19,7 +19,7 @@ import mosec.errors as wrong
 from mosec import Server, Worker
 from mosec.mixin import (
     MsgpackMixin,
-    RedisShmIPCMixin as Redis,
+    PlasmaShmIPCMixin as Plasma,
 )
 from mosec.worker import Worker as W, NoSuchName
 
@@ -55,8 +55,8 @@ def test_every_line_that_says_mosec_is_there_with_what_to_write():
 
 
 def test_a_name_that_is_not_there_has_a_word_about_what_to_do():
-    redis, missing = noted(APP)
-    assert redis[0] == 6 and "there is no RedisShmIPCMixin in this version of zmesh; leave it out" in redis[1]
+    plasma, missing = noted(APP)
+    assert plasma[0] == 6 and "put RedisShmIPCMixin or ShmIPCMixin in its place" in plasma[1]
     assert missing == (8, "zmesh has no worker.NoSuchName; see docs/migrating-from-mosec.md")
 
 
@@ -66,6 +66,8 @@ def test_a_name_that_is_not_there_has_a_word_about_what_to_do():
         ("from mosec.plugins import IPCWrapper", "gone since mosec 0.8"),
         ("import mosec.coordinator", "a worker is tried without a server by making one"),
         ("from mosec.args import parse_arguments", "give them as keywords"),
+        ("from mosec.mixin import PlasmaShmIPCMixin", "put RedisShmIPCMixin or ShmIPCMixin in its place"),
+        ("import mosec.mixin; mosec.mixin.PlasmaShmIPCMixin.set_plasma_path('p')", "does nothing but say so"),
         ("from mosec.protocol import HTTPStautsCode", "write HTTPStatusCode"),
         ("import mosec as m; m.Gone", "zmesh has no Gone; see docs/migrating-from-mosec.md"),
         ("import mosec; mosec.server.GUARD_CHECK_INTERVAL", "so nothing is polled"),
@@ -74,6 +76,8 @@ def test_a_name_that_is_not_there_has_a_word_about_what_to_do():
         ("import mosec, os; os.environ['MOSEC_PORT'] = '1'", "ZMESH_PORT is its name here"),
         ("import mosec, os; os.environ['MOSEC_WAIT'] = '1'", "zmesh reads no MOSEC_WAIT"),
         ("import mosec; name = 'mosec_service_throughput'", "names of metrics begin with zmesh_"),
+        ("import mosec; prometheus_client.start_http_server(5000)", "count with self.metrics"),
+        ("import mosec; start_http_server(5000)", "so this port is taken when the second comes"),
     ],
 )
 def test_what_differs_is_noted_where_it_stands(line: str, advice: str):
@@ -101,7 +105,7 @@ def test_a_file_that_does_not_import_mosec_is_left_alone(source: str):
         "from mosec import Server, Worker, SSEWorker, Runtime, ClientError, get_logger",
         "from mosec.errors import MosecError, MosecTimeoutError",
         "from mosec.utils import ParseTarget, parse_func_type",
-        "from mosec.mixin import MsgpackMixin",
+        "from mosec.mixin import MsgpackMixin, NumBinIPCMixin, TypedMsgPackMixin",
         "import mosec; server.append_worker(W, start_method='spawn')",
     ],
 )

@@ -1,4 +1,4 @@
-"""MsgpackMixin, and that a mixin loads only what it needs."""
+"""The mixins that are small, and that a mixin loads only what it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from zmesh import mixin, mixins
 from zmesh.errors import DecodingError, EncodingError
-from zmesh.mixins import MsgpackMixin
+from zmesh.loader import current_verb
+from zmesh.mixins import MsgpackMixin, NumBinIPCMixin, PlasmaShmIPCMixin
+from zmesh.stage import Stage
 from zmesh.worker import Worker
 
 
@@ -85,3 +87,50 @@ def test_mosecs_name_for_the_package_gives_the_same_and_loads_no_more():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
         from zmesh.mixin import Nothing  # noqa: F401
+
+
+# ── NumBinIPCMixin ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Arrays(NumBinIPCMixin, Worker):
+    def forward(self, data):
+        return data
+
+
+def test_numbin_is_the_codec_that_every_worker_has():
+    """So a stage with it and one without understand each other, and large payloads are not copied once more."""
+    assert Arrays.serialize_ipc is Worker.serialize_ipc and Arrays.deserialize_ipc is Worker.deserialize_ipc
+    assert Stage(Arrays).plan("arrays", 10).ipc_codec == Stage(Echo).plan("echo", 10).ipc_codec == "zmesh"
+    sent = {"image": numpy.arange(6, dtype="f4").reshape(2, 3), "name": "a"}
+    seen = Arrays().deserialize_ipc(Arrays().serialize_ipc(sent))
+    assert seen["name"] == "a" and seen["image"].dtype == "f4" and (seen["image"] == sent["image"]).all()
+
+
+def test_numbin_has_mosecs_errors():
+    with pytest.raises(EncodingError, match="type object cannot be sent"):
+        Arrays().serialize_ipc(object())
+    with pytest.raises(DecodingError):
+        Arrays().deserialize_ipc(b"\xc1 no payload")
+
+
+# ── PlasmaShmIPCMixin ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_plasma_says_what_to_use_where_a_class_is_made_of_it_and_goes_on_without():
+    with pytest.warns(UserWarning, match="pyarrow has no plasma any more; put RedisShmIPCMixin or ShmIPCMixin") as said:
+
+        class Shared(PlasmaShmIPCMixin, Worker):
+            def forward(self, data):
+                return data
+
+    assert [one.filename for one in said] == [__file__]
+    with pytest.warns(UserWarning, match="PlasmaShmIPCMixin does nothing") as said:
+        Shared.set_plasma_path("/tmp/plasma")
+    assert [one.filename for one in said] == [__file__]
+    assert Stage(Shared).plan("shared", 10).ipc_codec == "zmesh"
+    assert Shared().deserialize_ipc(Shared().serialize_ipc({1, 2})) == {1, 2}
+
+
+def test_plasma_is_said_by_the_process_that_was_started_and_not_by_its_children(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(current_verb, "name", "import")
+    type("Shared", (PlasmaShmIPCMixin,), {"forward": lambda self, data: data})  # a warning would be an error

@@ -9,7 +9,8 @@ import re
 import pytest
 
 from zmesh.config import Plan, RoutePlan, StagePlan
-from zmesh.openapi import CONTENT_SECURITY_POLICY, PAGE_FILES, STATIC, RouteSchema, metadata, page_file
+from zmesh.openapi import CONTENT_SECURITY_POLICY, PAGE_FILES, STATIC, metadata, page_file
+from zmesh.schemas import Body, RouteSchema
 
 PLAN = Plan(
     stages=(
@@ -64,12 +65,37 @@ def test_a_request_has_the_content_type_of_its_first_stage_or_is_any_bytes():
 
 
 def test_schemas_and_their_components_go_where_they_belong():
-    schema = RouteSchema({"$ref": "#/components/schemas/In"}, {"type": "string"}, {"In": {"type": "object"}})
-    document = metadata(PLAN, {"/draw": schema})
+    taken = Body({"$ref": "#/components/schemas/In"}, {"In": {"type": "object"}})
+    document = metadata(PLAN, {"/draw": RouteSchema(taken, Body({"type": "string"}))})
     draw = document["paths"]["/draw"]["post"]
     assert draw["requestBody"]["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/In"}}}
     assert draw["responses"]["200"]["content"] == {"image/png": {"schema": {"type": "string"}}}
     assert document["components"]["schemas"]["In"] == {"type": "object"}
+
+
+def test_what_reads_json_and_draws_takes_json():
+    content = operation("/draw", {"/draw": RouteSchema(Body(media_type="application/json"))})["requestBody"]["content"]
+    assert list(content) == ["application/json", "application/octet-stream"]
+    content = operation("/draw", {"/draw": RouteSchema(Body({}, media_type="image/png"))})["requestBody"]["content"]
+    assert content == {"image/png": {"schema": {}}}
+
+
+def test_one_example_stands_there_as_it_is_and_several_have_numbers():
+    one = Body({"type": "integer"}, examples=(1,))
+    several = Body({"type": "integer"}, examples=(1, 2))
+    paths = metadata(PLAN, {"/draw": RouteSchema(one), "/v1_talk": RouteSchema(several)})["paths"]
+    assert paths["/draw"]["post"]["requestBody"]["content"]["application/json"]["example"] == 1
+    said = paths["/v1_talk"]["post"]["requestBody"]["content"]["application/json"]
+    assert said["examples"] == {"1": {"value": 1}, "2": {"value": 2}} and "example" not in said
+
+
+def test_a_class_of_a_user_that_is_called_problem_keeps_its_name():
+    theirs = Body({"$ref": "#/components/schemas/Problem"}, {"Problem": {"type": "integer"}})
+    document = metadata(PLAN, {"/draw": RouteSchema(theirs)})
+    assert document["components"]["schemas"]["Problem"] == {"type": "integer"}
+    failed = document["paths"]["/draw"]["post"]["responses"]["500"]["content"]["application/problem+json"]
+    assert failed["schema"] == {"$ref": "#/components/schemas/Problem_2"}
+    assert "RFC 9457" in document["components"]["schemas"]["Problem_2"]["description"]
 
 
 def test_errors_are_text_or_problem_details():

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.unit.test_payloads import Shelf
 from zmesh.alarms import INTERRUPT, Alarms
-from zmesh.core.effects import Run
+from zmesh.core.effects import Run, Settled
 from zmesh.core.events import RowsFinished
 from zmesh.errors import DecodingError, ForwardTimeout, ServerError, ValidationError, ZmeshError
 from zmesh.messages import Columns, LeaseId, Phase, State, Status, TaskId
+from zmesh.payloads import LINGER_SECONDS, Stores
 from zmesh.pipe import Slate
 from zmesh.runner import BatchRunner, status_of
 from zmesh.worker import Worker
@@ -56,6 +58,9 @@ def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
         contexts: list[Any] | None = None,
         alarms: Alarms | None = None,
         tell: Callable[..., None] | None = None,
+        kinds: list[int] | None = None,
+        is_near: bool = False,
+        **stores: Any,
     ) -> list[RowsFinished]:
         count = len(payloads)
         columns = Columns(
@@ -63,12 +68,13 @@ def run(slate: Slate) -> Callable[..., list[RowsFinished]]:
             states if isinstance(states, list) else [int(states)] * count,
             [1000] * count,
             [0] * count,
-            [0] * count,
+            kinds or [0] * count,
             payloads,
             contexts,
         )
-        lease = Run(LeaseId(7), columns, deadlines or [200.0] * count, skipped)
-        runner = BatchRunner(worker, slate, retry=retry, clock=clock, alarms=alarms or Alarms(clock), tell=tell)
+        lease = Run(LeaseId(7), columns, deadlines or [200.0] * count, skipped, is_near)
+        alarms = alarms or Alarms(clock)
+        runner = BatchRunner(worker, slate, retry=retry, clock=clock, alarms=alarms, tell=tell, **stores)
         return list(runner.run(lease, cancelled))
 
     return run
@@ -635,6 +641,129 @@ def test_a_large_batch_for_the_next_stage_is_told_once(run, states: int | list[i
     count = len(states) if isinstance(states, list) else rows
     run(Wide(max_batch_size=20), bodies(*range(count)), states=states, tell=lambda **words: said.append(words))
     assert said == told
+
+
+def test_what_went_past_the_broker_is_not_heavy(run):
+    class Wide(Squares):
+        def serialize_ipc(self, data: Any) -> bytes:
+            return b"x" * 300_000
+
+    said: list[object] = []
+    for is_near in (True, False):
+        stores = Stores([Shelf()])
+        tell = lambda **words: said.append(words)  # noqa: E731
+        run(Wide(), bodies(*range(8)), states=FIRST, tell=tell, stores=stores, is_near=is_near)
+    assert said == [{"say": "heavy", "bytes": 8 * 300_000, "rows": 8}]
+
+
+# ── payloads in a store ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Sized(Squares):
+    """Hands on as many bytes as it was told, and answers how many it was handed."""
+
+    def forward(self, data: Any) -> Any:
+        self.calls.append(list(data))
+        self.hook(data)
+        return data
+
+    def deserialize_ipc(self, data: bytes) -> Any:
+        assert type(data) is bytes
+        return len(data)
+
+    def serialize_ipc(self, data: Any) -> bytes:
+        return b"x" * data
+
+
+def test_large_results_leave_references_and_what_they_stand_for(run):
+    shelf = Shelf()
+    (event,) = run(
+        Sized(), bodies(3, 10, 1234567, 2), states=[FIRST, FIRST, ONLY, FIRST], stores=Stores([shelf]), is_near=True
+    )
+    assert (event.kinds, event.sizes) == ([0, 2, 0, 0], [3, 10, 7, 2])
+    assert event.payloads == [b"xxx", b"@x", b"1234567", b"xx"]
+    assert shelf.calls == [("put", [b"x" * 10])]
+    assert shelf.seconds == [200.0 - 100.0 + LINGER_SECONDS], "until its deadline, and a while beyond"
+
+
+def test_without_large_results_nothing_is_said_of_stores(run):
+    (event,) = run(Sized(), bodies(3, 4), states=FIRST, stores=Stores([Shelf()]), is_near=True)
+    assert (event.kinds, event.sizes) == ([0, 0], None)
+
+
+def test_the_text_of_an_error_is_not_put_into_a_store(run):
+    shelf = Shelf()
+    worker = Sized(refuse(9, error=ValidationError("long enough to be stored")))
+    assert (
+        outcome(run(worker, bodies(9), states=FIRST, stores=Stores([shelf]), is_near=True), 1)[0][0]
+        == Status.VALIDATION
+    )
+    assert not shelf.calls
+
+
+def test_references_are_decoded_as_what_they_stand_for_in_one_call(run):
+    shelf = Shelf()
+    worker = Sized()
+    events = run(worker, [b"@a", b"four", b"@b"], states=LAST, kinds=[2, 0, 2], stores=Stores([], [shelf]))
+    assert outcome(events, 3) == oks(9, 4, 9) and worker.calls == [[9, 4, 9]]
+    assert shelf.calls == [("get", [b"@a", b"@b"])]
+
+
+def test_a_lost_payload_is_answered_again_and_its_neighbours_go_on(run, caplog):
+    events = run(Sized(), [b"@gone", b"@b"], states=LAST, kinds=[2, 2], stores=Stores([], [Shelf()]))
+    assert outcome(events, 2) == [(Status.AGAIN, b"gone"), *oks(9)]
+    assert "failed: " in caplog.text
+
+
+def test_a_payload_whose_store_cannot_be_asked_is_an_error_of_that_row(run):
+    events = run(Sized(), [b"@a", b"@b"], states=LAST, kinds=[1, 2], stores=Stores([], [Shelf()]))
+    told = b"internal error: this worker cannot read where the stage before left it"
+    assert outcome(events, 2) == [(Status.INTERNAL, told), *oks(9)]
+
+
+def test_what_nobody_wants_is_not_got(run):
+    shelf = Shelf()
+    rows = {"skipped": frozenset({0}), "cancelled": lambda: {1}, "deadlines": [200.0, 200.0, 50.0, 200.0]}
+    run(Sized(), [b"@a", b"@b", b"@c", b"@d"], states=LAST, kinds=[2] * 4, stores=Stores([], [shelf]), **rows)
+    assert shelf.calls == [("get", [b"@d"])]
+
+
+def test_halves_get_their_payloads_again(run):
+    shelf = Shelf()
+
+    def together(items: list[Any]) -> None:
+        if len(items) > 1:
+            raise RuntimeError
+
+    worker = Sized(together)
+    events = run(worker, [b"@a", b"@b"], states=LAST, kinds=[2, 2], stores=Stores([], [shelf]))
+    assert outcome(events, 2) == oks(9, 9)
+    assert shelf.calls == [("get", [b"@a", b"@b"]), ("get", [b"@a"]), ("get", [b"@b"])]
+
+
+def test_what_fits_nowhere_is_a_readable_error(run, caplog):
+    stores = Stores([Shelf(refuses=[b"x" * 10, b"x" * 9])])
+    events = run(Sized(), bodies(10, 9), states=FIRST, stores=stores, is_near=True, frame_bytes_max=9)
+    told = b"internal error: a result of 10 bytes is too large for a message, and it is full"
+    assert outcome(events, 2) == [(Status.INTERNAL, told), (Status.OK, b"x" * 9)]
+
+
+def test_a_view_of_a_store_is_bytes_for_who_wants_bytes_and_nothing_is_copied_for_our_codec(run):
+    class Plain(Squares):
+        def forward(self, data: Any) -> Any:
+            return [len(item) for item in data]
+
+    payload = memoryview(Plain().serialize_ipc(b"z" * 100))
+    shelf = Shelf()
+    shelf.get = lambda references: [payload for _ in references]  # type: ignore[method-assign]
+    assert outcome(run(Plain(), [b"@a"], states=LAST, kinds=[2], stores=Stores([], [shelf])), 1) == oks(100)
+
+
+def test_what_was_settled_is_released(slate: Slate):
+    shelf = Shelf()
+    runner = BatchRunner(Sized(), slate, retry=True, stores=Stores([], [shelf]))
+    runner.release(Settled([2], [b"@a"]))
+    assert shelf.calls == [("release", [b"@a"])]
 
 
 # ── the log ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from zmesh import serving
 from zmesh.config import Plan, Settings
 from zmesh.errors import StartError, UsageError
 from zmesh.loader import AppError, current_verb
+from zmesh.mixins import MsgpackMixin
 from zmesh.pipe import Pipe, pipe_pair
 from zmesh.server import Server
 from zmesh.stage import Stage
@@ -37,6 +38,10 @@ class Classify_2(Worker):
 class Talk(SSEWorker):
     def forward(self, data: Any) -> Any:
         return data
+
+
+class TalkOfMsgpack(MsgpackMixin, Talk):
+    pass
 
 
 class Agent:
@@ -126,8 +131,9 @@ def test_a_route_answers_with_the_type_of_its_last_stage():
     server.append_worker(Classify, route=["/talk", "/png"])
     server.append_worker(Talk, route="/talk")
     server.append_worker(Decode, route="/png")
-    talk, png = server.plan(Settings()).routes
-    assert (talk.mime_type, talk.sse) == ("text/event-stream", True)
+    server.append_worker(TalkOfMsgpack, route="/msgpack")
+    talk, png, msgpack = server.plan(Settings()).routes
+    assert (talk.mime_type, talk.sse) == (msgpack.mime_type, msgpack.sse) == ("text/event-stream", True)
     assert (png.mime_type, png.sse) == ("image/png", False)
 
 
@@ -383,10 +389,11 @@ def test_a_gateway_takes_the_settings_of_its_agent_and_the_schemas_of_the_worker
     ((plan, settings, pipe, document, app, schemas),) = started
     assert pipe is ours_pipe
     assert settings.wait == 77 and plan.stages[0].max_wait_ms == 77 and app is None
-    assert schemas["/school"].request == {"$ref": "#/components/schemas/Input"}
-    assert schemas["/school"].response == {"$ref": "#/components/schemas/Return"}
-    assert set(schemas["/school"].components) == {"Input", "Return"}
-    assert "/broken" not in schemas and "route /broken has no schema" in caplog.text
+    taken, given = schemas["/school"]
+    assert (taken.schema, taken.components) == ({"$ref": "#/components/schemas/Input"}, {"Input": {"type": "object"}})
+    assert (given.schema, given.components) == ({"$ref": "#/components/schemas/Return"}, {"Return": {"type": "object"}})
+    assert schemas["/broken"].request.schema is schemas["/broken"].response.schema is None
+    assert "route /broken has no schema" in caplog.text
     assert (document["front"], document["listen"]) == ("ipc://front", 9)
 
 

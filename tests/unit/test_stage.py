@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from zmesh.current import current_task
+from zmesh.errors import DeclarationError
 from zmesh.rehearsal import make_worker, warm_up
 from zmesh.stage import Stage
 from zmesh.worker import SSEWorker, Worker
@@ -53,6 +54,13 @@ def test_a_stage_says_what_its_worker_answers_with():
     assert Stage(Events).plan("events", 10).sse
     assert Stage(Events).plan("events", 10).mime_type == "text/event-stream"
     assert Stage(Spelled).plan("spelled", 10).mime_type == "text/plain"
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, True, "64 KiB"])
+def test_a_bound_for_shared_memory_is_a_number_of_bytes_or_none(size: object):
+    with pytest.raises(DeclarationError, match="shared_memory_bytes must be"):
+        Stage(type("Odd", (Echo,), {"shared_memory_bytes": size}))
+    Stage(type("Never", (Echo,), {"shared_memory_bytes": None}))
 
 
 def test_another_codec_between_stages_has_another_name():

@@ -54,6 +54,7 @@ EXAMPLES: list[say.Message] = [
     say.Results(
         epoch=77, lease=9, rows=[1, 0], statuses=[0, 4], kinds=[0, 1], payloads=[b"7", b"bad"], compute_us=1200,
         ids=[2**64 - 1, 5], chunks=[0, 3], metrics="[2,[],[]]",
+        sizes=[1, 1 << 20],
     ),
     say.Ack(leases=[9], peers=[PEER, BROKER]),
     say.Reply(
@@ -671,7 +672,7 @@ def test_columns_of_no_rows_are_columns():
 
 @pytest.mark.parametrize(
     ("message", "left_out"),
-    [(an("Results"), ["ids", "chunks", "metrics"]), (an("Reply"), ["leases", "chunks"])],
+    [(an("Results"), ["ids", "chunks", "metrics", "sizes"]), (an("Reply"), ["leases", "chunks"])],
     ids=["Results", "Reply"],
 )
 def test_what_is_nil_at_the_end_is_left_out(message, left_out):

@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from random import Random
 
 from zmesh.config import Limits, Plan
-from zmesh.core import events, intake, orders, outcomes, presence, silence, streams
+from zmesh.core import endings, events, intake, orders, outcomes, presence, silence, streams
 from zmesh.core.effects import DispatcherEffect
 from zmesh.core.events import DispatcherEvent
 from zmesh.core.mesh import Mesh
 from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import Choice, StageRecord
 from zmesh.core.tasks import Step, Task, take_together
-from zmesh.core.workers import Lease
-from zmesh.messages import Columns, LeaseId, PeerId, Status, TaskId, Tasks
+from zmesh.core.workers import Lease, Worker
+from zmesh.messages import Columns, Kind, LeaseId, PeerId, Status, TaskId, Tasks
 
 __all__ = ["Dispatcher"]
 
@@ -45,6 +45,7 @@ HANDLERS: Mapping[type, Callable[..., None]] = {
     events.Stalled: silence.on_stalled,
     events.LoopLagged: lambda mesh, event: mesh.loop_lag.add(max(0.0, event.seconds)),
 }
+HOST_BOUND = int(Kind.HOST_BOUND)
 TOO_LATE = b"no answer before the deadline"
 
 
@@ -126,6 +127,8 @@ class Dispatcher:
         while (queue.waiting or queue.suspects) and (choice := stage.choose(self.mesh.now)) is not None:
             batch = self._cut(stage, choice)
             wanted = self._still_wanted(stage, batch)
+            if self.mesh.has_bound:
+                wanted = self._within_reach(stage, choice.worker, wanted)
             if wanted:
                 self._lease(stage, choice, wanted)
 
@@ -152,6 +155,14 @@ class Dispatcher:
             mesh.bury(task, Step.EXPIRE, int(Status.TIMEOUT), TOO_LATE)
         return [task for task in batch if task.deadline > horizon]
 
+    def _within_reach(self, stage: StageRecord, worker: Worker, batch: list[Task]) -> list[Task]:
+        """Tasks whose payloads lie where this worker finds nothing leave here."""
+        strays = [task for task in batch if task.kind == HOST_BOUND and task.memory != worker.memory]
+        for task in strays:
+            stage.counts.bytes_in -= task.size
+            endings.start_over(self.mesh, stage, task)
+        return [task for task in batch if task not in strays] if strays else batch
+
     def _lease(self, stage: StageRecord, choice: Choice, batch: list[Task]) -> None:
         mesh, now, worker = self.mesh, self.mesh.now, choice.worker
         mesh.lease_count += 1
@@ -176,4 +187,4 @@ class Dispatcher:
             contexts if any(contexts) else None,
         )
         mesh.remember("leased to", f"{stage.plan.name}/{worker.worker_id}", columns.ids)
-        mesh.tell(worker, Tasks(lease.id, columns, worker.take_acks()))
+        mesh.tell(worker, Tasks(lease.id, columns, worker.take_acks(), stage.is_near(worker)))

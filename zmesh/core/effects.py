@@ -1,7 +1,7 @@
 """What must be done, in the imperative. Perform effects in the order given; a failure comes back as an event.
 
 The Dispatcher asks for `Send`, `Forget` and `Report`; a Link and a Session for `Transmit`, `Reconnect`, `Leave` and
-`Report`, a Link also for `Deliver` and `Answer`, a Session also for `Run`.
+`Report`, a Link also for `Deliver` and `Answer`, a Session also for `Run` and `Settled`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Send",
     "SessionEffect",
+    "Settled",
     "Transmit",
 ]
 
@@ -96,14 +97,25 @@ class Answer:
 
 @value
 class Run:
-    """Run this lease now. `deadlines` are on the listener's clock; a row in `skipped` was cancelled while it waited."""
+    """Run this lease now. `deadlines` are on the listener's clock; a row in `skipped` was cancelled while it waited.
+
+    With `is_near`, whoever is given its results can open the shared memory of this worker."""
 
     lease: LeaseId
     columns: Columns
     deadlines: list[float]
     skipped: frozenset[int]
+    is_near: bool = False
+
+
+@value
+class Settled:
+    """Nobody needs what these references stand for any more: the broker has the results that were made of it."""
+
+    kinds: list[int]
+    references: list[bytes]
 
 
 DispatcherEffect: TypeAlias = Send | Forget | Report
 LinkEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Deliver | Answer
-SessionEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Run
+SessionEffect: TypeAlias = Transmit | Reconnect | Leave | Report | Run | Settled

@@ -9,6 +9,9 @@ A batch that takes longer than its stage allows ends with an alarm in its proces
 may be the reason: each of them that has time left is run again, alone, and one that was alone is answered 408.
 
 A row that has streamed is never run again, whatever happened: see `streams`.
+
+A payload that a stage has left in a store may be lost, or out of reach. Nobody here has another, so its task begins
+anew at its first stage, unless a stage that it has behind it may run it only once.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ if TYPE_CHECKING:
     from zmesh.core.stages import StageRecord
     from zmesh.core.workers import Lease
 
-__all__ = ["charged_rows", "end_lease", "hedge_lease", "set_apart", "unmake_lease"]
+__all__ = ["charged_rows", "end_lease", "hedge_lease", "set_apart", "start_over", "unmake_lease"]
 
 BROKEN_STREAM = b"its worker was lost in the middle of the stream"
+ANEW_MS = 10  # until a task whose payload was lost is submitted again
 KILLED, TERMINATED = -9, -15  # by signal; `import signal` is not for a module that only decides
 
 
@@ -99,6 +103,19 @@ def set_apart(mesh: Mesh, stage: StageRecord, task: Task) -> bool:
         return False
     _suspect(stage, task, group_max=1)
     return True
+
+
+def start_over(mesh: Mesh, stage: StageRecord, task: Task) -> None:
+    """What the stage before has left for it cannot be had. No queue and no lease counts it any more."""
+    before = [mesh.stages[index].plan for index in task.route.stages[: task.hop]]
+    once_only = next((plan.name for plan in before if not plan.retry), None)
+    if once_only is None:
+        stage.counts.returned += 1
+        mesh.begin_anew(task, ANEW_MS)
+        return
+    stage.counts.tasks_error += 1
+    text = f"the result of stage {before[-1].name} is lost, and stage {once_only} must not run again"
+    mesh.bury(task, Step.FAIL, int(Status.INTERNAL), text.encode())
 
 
 def _has_overrun(lease: Lease) -> bool:

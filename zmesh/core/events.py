@@ -238,6 +238,7 @@ class RowsFinished:
     kinds: list[int]
     payloads: list[Payload]
     compute_us: int
+    sizes: list[int] | None = None  # bytes that each payload stands for, when any is a reference
 
 
 @value

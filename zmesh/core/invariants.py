@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zmesh.core.tasks import Task, TaskState
 from zmesh.core.workers import Presence, Worker
-from zmesh.messages import SessionId
+from zmesh.messages import Kind, SessionId
 
 if TYPE_CHECKING:
     from zmesh.core.dispatcher import Dispatcher
@@ -141,6 +141,8 @@ def _check_leased(mesh: Mesh, task: Task, story: str) -> None:
     lease = task.lease
     assert lease is not None and lease.is_open, f"task {task.id:x} is leased by nobody: {story}"
     assert lease.worker.stage == task.stage, f"task {task.id:x} is leased at another stage: {story}"
+    is_there = task.kind != Kind.HOST_BOUND or lease.worker.memory == task.memory
+    assert is_there, f"task {task.id:x} is leased where nobody can open its payload: {story}"
     rows = [row for row, held in enumerate(lease.tasks) if held is task]
     assert len(rows) == 1 and not lease.answered[rows[0]], f"task {task.id:x}: its row is answered: {story}"
 

@@ -12,7 +12,8 @@ The same Link serves a broker behind a socket and one in the same process.
   too many brokers die. One request may be what kills them: what saw two die comes to the next one in halves.
 * A new session in the same epoch submits everything again as well: what was on its way when the connection broke is
   lost, and SUBMIT is idempotent by task id.
-* AGAIN gives a request back: no broker holds it until it is submitted again.
+* AGAIN gives a request back: no broker holds it until it is submitted again. One that was tried is given back because
+  what a stage had made of it was lost; that is not borne for ever.
 * A request of which events were heard is never submitted again: it ends in an error when the session does.
 * The broker keeps its answers until it hears the number of the last REPLY that was handled. Whatever is said carries
   it; when many bytes are kept for that alone, it is said at once.
@@ -47,6 +48,7 @@ HALVES_SECONDS = 0.1  # between the halves
 SCAN_SECONDS = 0.05  # the least time between two scans for deadlines, so the most a TIMEOUT is late
 REJOIN_SECONDS = 0.1  # the most until a lost connection is made anew; drawn, so that gateways spread
 COUNTER_MASK = 0xFFFF_FFFF
+LOST_TOO_OFTEN = b"what one stage made for the next was lost too often"
 BROKEN_STREAM = b"the broker was lost in the middle of the stream"
 
 AGAIN = int(Status.AGAIN)  # comparing plain numbers is several times faster than comparing members of an enum
@@ -80,6 +82,7 @@ class Link:
         self._once: frozenset[str] = frozenset()
         self._handled = 0  # the highest REPLY number of this session
         self._unacknowledged = 0  # bytes of answers that the broker keeps until it hears of `_handled`
+        self._returns_max = limits.requeues_max
         self._acknowledge_bytes = limits.answer_bytes_max // 8
         self._planned = False  # the broker said that it will go
 
@@ -91,8 +94,7 @@ class Link:
         self.late = 0  # answers for what was answered or abandoned before
 
         # Facts of the turn, handed out at its end.
-        self._effects: list[LinkEffect] = []
-        self._accepted: list[Request] = []
+        self._effects, self._accepted = list[LinkEffect](), list[Request]()
         self._answer = Answer([], [], [])
         self._cancels: dict[str, list[TaskId]] = {}
         self._rejoined = False
@@ -232,12 +234,13 @@ class Link:
             answer.statuses.extend(reply.statuses)
             answer.payloads.extend(reply.payloads)
             return
-        for id, status, payload in zip(reply.ids, reply.statuses, reply.payloads, strict=True):
+        for id, status, payload, tries in zip(reply.ids, reply.statuses, reply.payloads, reply.attempts, strict=True):
             request = table.get(id)
             if request is None or (status == AGAIN and not request.sent_epoch):
                 self.late += 1
+            elif status == AGAIN and request.give_back(tries) > self._returns_max:
+                self._settle(request, Status.INTERNAL, LOST_TOO_OFTEN)
             elif status == AGAIN:
-                request.sent_epoch = 0
                 heappush(self._later, (now + again_seconds(payload), id))
             else:
                 del table[id]

@@ -20,11 +20,13 @@ from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tallies import SECONDS_BOUNDS, Histogram
-from zmesh.core.tasks import Route, Step, Task, TaskState, move_on, take_together
+from zmesh.core.tasks import Route, Step, Task, TaskState, move_on, refer, take_together
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import Drain, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
+from zmesh.messages import Drain, Kind, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
 
 __all__ = ["Mesh"]
+
+HOST_BOUND = int(Kind.HOST_BOUND)
 
 
 class Mesh:
@@ -49,6 +51,7 @@ class Mesh:
         self.meters = Meters()  # of user code
         self.loop_lag = Histogram(SECONDS_BOUNDS)  # of our event loop
         self.late = 0  # results that came too late to matter
+        self.has_bound = False  # a payload came that only its host can open; before, nobody need be looked at for it
         self.drain: Drain | None = None  # what was asked for, once it was
         self.retiring: Drain | None = None  # the same, asked of the agent that we are a child of
         self.exiting: deque[tuple[float, Worker]] = deque()  # in the order in which their grace ends
@@ -69,6 +72,7 @@ class Mesh:
             stage.after[following.index if following else None] = None
             if following is not None and stage not in following.before:
                 following.before.append(stage)
+                stage.onward.append(following)
 
     def end_in(self, seconds: float, worker: Worker) -> None:
         """Nothing will be expected of this worker any more after so long; what was said before does not hold."""
@@ -176,6 +180,14 @@ class Mesh:
         gateway.refuse(task, status, text, deadline)
         self.owed[gateway.session] = gateway
 
+    def begin_anew(self, task: Task, ms: int) -> None:
+        """Its payload is lost: its gateway, which has the first one, submits it again. No queue and no lease counts it
+        any more."""
+        gateway = task.gateway  # which is there: with it, its tasks would be gone
+        self.bury(task, Step.FAIL)
+        gateway.give_back(task, ms)
+        self.owed[gateway.session] = gateway
+
     def finish(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
         """The good end of tasks that no queue and no lease counts any more: as `bury` for each, in whole columns."""
         take_together(tasks, Step.FINISH)
@@ -190,10 +202,17 @@ class Mesh:
             for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
                 self._owe(task.gateway, [task], [payload], [kind])
 
-    def advance(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> dict[int, list[Task]]:
-        """One step further, for tasks that no queue and no lease counts any more. Returns them by their next stage."""
-        self.task_bytes += sum(map(len, payloads)) - sum([task.size for task in tasks])
+    def advance(
+        self, tasks: list[Task], payloads: list[Payload], kinds: list[int], sizes: list[int] | None, memory: str
+    ) -> dict[int, list[Task]]:
+        """One step further, for tasks that no queue and no lease counts any more. Returns them by their next stage.
+
+        With `sizes`, some payloads are references; what only their host can open lies in `memory`."""
+        self.task_bytes += sum(map(len, payloads) if sizes is None else sizes) - sum([task.size for task in tasks])
         move_on(tasks, payloads, kinds, self.now)
+        if sizes is not None:
+            refer(tasks, sizes, memory)
+            self.has_bound = self.has_bound or HOST_BOUND in kinds
         following = {task.route.stages[task.hop] for task in tasks}
         if len(following) == 1:  # nearly always
             return {following.pop(): tasks}

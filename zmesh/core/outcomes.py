@@ -17,13 +17,19 @@ from zmesh.core.stages import StageRecord
 from zmesh.core.streams import counted, has_streamed
 from zmesh.core.tasks import Step, Task, TaskState
 from zmesh.core.workers import Lease, Presence, Worker
-from zmesh.messages import Ack, LeaseId, Payload, Results, Status
+from zmesh.messages import Ack, Kind, LeaseId, Results, Status
 
 __all__ = ["on_batch_finished"]
 
 OK, AGAIN, INTERNAL, TIMEOUT = int(Status.OK), int(Status.AGAIN), int(Status.INTERNAL), int(Status.TIMEOUT)
+INLINE = int(Kind.INLINE)
 SHORTEST_SERVICE_SECONDS = 1e-6
 COMPUTE_US_MAX = 2**63 - 1  # of a task over all stages; with more its REPLY could not be read, again and again
+
+
+def _size(results: Results) -> int:
+    """Bytes of its payloads, or what they stand for."""
+    return sum(map(len, results.payloads) if results.sizes is None else results.sizes)
 
 
 def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
@@ -34,7 +40,7 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
     if results.metrics:
         mesh.take_metrics(worker, event.address, results.metrics)
     if results.epoch != mesh.directory.epoch:
-        _take_former(mesh, mesh.stages[worker.stage], results)  # they are not kept, so nothing is acknowledged
+        _take_former(mesh, worker, results)  # they are not kept, so nothing is acknowledged
         return
     is_open = worker.session in mesh.directory.sessions
     lease = mesh.leases.get(results.lease) or mesh.late_leases.get(results.lease)
@@ -73,7 +79,7 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
     lease.left -= taken
     counts = stage.counts
     counts.tasks_ok += good
-    counts.bytes_out += sum(map(len, results.payloads))
+    counts.bytes_out += _size(results)
     if taken:
         lease.clock = mesh.now
         lease.succeeded = lease.succeeded or OK in results.statuses  # whoever wants it
@@ -114,10 +120,11 @@ def _succeed_together(
         if last:
             mesh.finish(tasks, results.payloads, results.kinds)
         else:
-            onward |= mesh.advance(tasks, results.payloads, results.kinds)
+            memory = lease.worker.memory
+            onward |= mesh.advance(tasks, results.payloads, results.kinds, results.sizes, memory)
     else:
-        for task, payload, kind in zip(tasks, results.payloads, results.kinds, strict=True):
-            _succeed(mesh, task, payload, kind, onward)
+        for index, task in enumerate(tasks):
+            _succeed(mesh, task, results, index, lease.worker, onward)
     return count, count
 
 
@@ -126,7 +133,7 @@ def _take_each(
 ) -> tuple[int, int]:
     """Row by row. How many were taken, and how many are good."""
     good = taken = 0
-    for row, status, kind, payload in zip(results.rows, results.statuses, results.kinds, results.payloads, strict=True):
+    for index, (row, status) in enumerate(zip(results.rows, results.statuses, strict=True)):
         if lease.answered[row]:
             continue
         lease.answered[row] = 1
@@ -138,30 +145,34 @@ def _take_each(
         task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
         if status == OK:
             good += 1
-            _succeed(mesh, task, payload, kind, onward)
+            _succeed(mesh, task, results, index, lease.worker, onward)
         elif status == TIMEOUT and endings.set_apart(mesh, stage, task):
             mesh.awaken(stage)
+        elif status == AGAIN and task.kind != INLINE:
+            mesh.leave(task)
+            endings.start_over(mesh, stage, task)
         else:
             stage.counts.tasks_error += 1
-            known = status if status != AGAIN else INTERNAL  # that is for a broker to say
-            mesh.close(task, Step.FAIL, known, payload, kind)
+            known = status if status != AGAIN else INTERNAL  # of a payload that came with the task nothing can be lost
+            mesh.close(task, Step.FAIL, known, results.payloads[index], results.kinds[index])
     return taken, good
 
 
-def _take_former(mesh: Mesh, stage: StageRecord, results: Results) -> None:
+def _take_former(mesh: Mesh, worker: Worker, results: Results) -> None:
     """Results of another epoch, by the ids of their tasks; the lease that has such a task now is void for its row."""
+    stage = mesh.stages[worker.stage]
     onward: dict[int, list[Task]] = {}
     if results.chunks is not None:
         results = counted(results)
     ids, good = results.ids or [], 0
-    for id, status, kind, payload in zip(ids, results.statuses, results.kinds, results.payloads, strict=False):
+    for index, (id, status) in enumerate(zip(ids, results.statuses, strict=False)):
         task = mesh.tasks.get(id)
         if status == OK and task is not None and _is_at(task, stage) and not has_streamed(task):
             good += 1
             task.compute_us = min(task.compute_us + results.compute_us, COMPUTE_US_MAX)
-            _succeed(mesh, task, payload, kind, onward)
+            _succeed(mesh, task, results, index, worker, onward)
     stage.counts.tasks_ok += good
-    stage.counts.bytes_out += sum(map(len, results.payloads))
+    stage.counts.bytes_out += _size(results)
     mesh.late += len(results.rows) - good
     stage.queue.sweep()
     _send_on(mesh, onward)
@@ -172,13 +183,17 @@ def _is_at(task: Task, stage: StageRecord) -> bool:
     return task.state is not TaskState.DONE and task.route.stages[task.hop] == stage.index
 
 
-def _succeed(mesh: Mesh, task: Task, payload: Payload, kind: int, onward: dict[int, list[Task]]) -> None:
+def _succeed(
+    mesh: Mesh, task: Task, results: Results, index: int, worker: Worker, onward: dict[int, list[Task]]
+) -> None:
     """This stage is done with the task: it is answered, or goes to the stages in `onward`."""
+    payload, kind = results.payloads[index], results.kinds[index]
     if task.is_last_hop:
         mesh.close(task, Step.FINISH, OK, payload, kind)
         return
     mesh.leave(task)
-    for following, tasks in mesh.advance([task], [payload], [kind]).items():
+    sizes = None if results.sizes is None else [results.sizes[index]]
+    for following, tasks in mesh.advance([task], [payload], [kind], sizes, worker.memory).items():
         onward.setdefault(following, []).extend(tasks)
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from zmesh.config import Limits
 from zmesh.core.events import Address
 from zmesh.core.replies import KeptReplies, Outcomes
-from zmesh.messages import Hello, PeerId, Reply, Role, SessionId, Status, TaskId
+from zmesh.messages import Hello, Kind, PeerId, Reply, Role, SessionId, Status, TaskId
+
+if TYPE_CHECKING:
+    from zmesh.core.tasks import Task
 
 __all__ = ["Gateway", "Peer", "Share"]
 
@@ -72,6 +76,10 @@ class Gateway(Peer):
         """An outcome for a task that never came to be."""
         outcomes = self._again if status is Status.AGAIN else self.owed
         outcomes.refuse(task, int(status), text, deadline)
+
+    def give_back(self, task: Task, ms: int) -> None:
+        """It is to be submitted again, after so long."""
+        self._again.add(task, int(Status.AGAIN), b"%d" % ms, int(Kind.INLINE))
 
     def answered(self) -> set[TaskId]:
         """The tasks whose answers are decided in this turn, or kept."""

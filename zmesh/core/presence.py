@@ -168,11 +168,19 @@ def _fail_stage(mesh: Mesh, stage: StageRecord, reason: str) -> None:
     """Its workers do not start, and none is left."""
     if stage.crew.ready():
         return
-    lines = reason.strip().splitlines() or ["for an unknown reason"]
-    stage.failing = f"stage {stage.plan.name} does not start: {lines[-1][:FAILING_CHARS_MAX]}"
+    stage.failing = f"stage {stage.plan.name} does not start: {_first_words(reason)[:FAILING_CHARS_MAX]}"
     stage.traceback = tail(reason, min(TEXT_BYTES_MAX, TRACEBACKS_BYTES_MAX // len(mesh.stages)))
     mesh.report("error", stage.failing)
     mesh.awaken(stage)
+
+
+def _first_words(reason: str) -> str:
+    """`KeyError: 'x'` of a traceback: what follows its last frame. More lines of the message, and notes, come later."""
+    lines = reason.strip().splitlines() or ["for an unknown reason"]
+    frames = [index for index, line in enumerate(lines) if line.startswith('  File "')]
+    if not frames:
+        return lines[-1]
+    return next((line for line in lines[frames[-1] + 1 :] if not line.startswith("    ")), lines[-1])
 
 
 def give_up(mesh: Mesh, stage: StageRecord, reason: str) -> None:

@@ -29,6 +29,13 @@ class Request:
     submissions: int = 0
     sent_epoch: int = 0  # of the broker that holds it; 0 when none does
     losses: int = 0  # brokers that died holding it
+    returns: int = 0  # times it was given back because what a stage had made of it was lost
+
+    def give_back(self, tries: int) -> int:
+        """No broker holds it any more. A task that was tried was lost midway; how often that was."""
+        self.sent_epoch = 0
+        self.returns += tries > 0
+        return self.returns
 
 
 def columns_of(rows: list[Request], state: int, epoch: int, now: float) -> Columns:

@@ -24,6 +24,9 @@ then dropped. What runs goes on, since it is paid for; its RESULTS, and those ke
 task ids, by which it can match them. They go once and are not kept: refused or lost, they cost time but no task.
 
 Events of a stream go out at once or are lost; each row's are numbered, and its RESULTS say how many there were.
+
+References. What a row's payload stands for outlives the reading of it, because another worker may be given the row.
+Once the broker has acknowledged the lease nobody will be, unless the row ended TIMEOUT or AGAIN: `Settled` names these.
 """
 
 from __future__ import annotations
@@ -36,13 +39,14 @@ from zmesh import messages
 from zmesh.config import Limits
 from zmesh.core.contact import Contact, ContactState, Step
 from zmesh.core.difference import shape_for_hello
-from zmesh.core.effects import Leave, Report, Run, SessionEffect, Transmit
+from zmesh.core.effects import Leave, Report, Run, SessionEffect, Settled, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, RowsStreamed, SessionEvent, Started
 from zmesh.messages import Columns, Hello, LeaseId, Message, Payload, PeerId, RefuseCode, Results, SessionId, TaskId
 
 __all__ = ["Session"]
 
 KEPT_LEASES_MAX = 64  # leases whose results are kept; with a broker that acknowledges it is a handful
+NOT_SETTLED = frozenset({int(messages.Status.TIMEOUT), int(messages.Status.AGAIN)})  # the row may be run again
 FATAL = frozenset({RefuseCode.VERSION, RefuseCode.STAGE, RefuseCode.FINGERPRINT, RefuseCode.KEY})
 
 
@@ -57,6 +61,8 @@ class _Lease:
     deadlines: list[float]
     unfinished: set[int]
     cancelled: set[int]
+    near: bool = False
+    has_references: bool = False
     said: dict[int, int] = field(default_factory=dict)  # how many events, by row
 
 
@@ -79,16 +85,18 @@ class Session:
         limits: Limits,
         *,
         shape: str = "",
+        memory: str = "",
     ) -> None:
         assert prefetch >= 1, "a worker that asks for nothing gets nothing"
         versions, role = [messages.PROTOCOL_VERSION], messages.Role.WORKER
         hello = Hello(versions, role, peer, 0, host, pid, fingerprint, stage, worker_id, max_batch_size)
-        self._hello = replace(hello, shape=shape_for_hello(shape))
+        self._hello = replace(hello, shape=shape_for_hello(shape), memory=memory)
         self._prefetch = prefetch
         self._contact = Contact(limits)
         self._running: _Lease | None = None
         self._waiting: dict[LeaseId, _Lease] = {}  # all of the contact's epoch, in the order they came
         self._kept: dict[tuple[int, LeaseId], list[_Kept]] = {}  # by epoch and lease
+        self._spent: dict[tuple[int, LeaseId], Settled] = {}  # references of leases whose results are kept
         self._used = 0  # see the module
         self._draining, self._leave_at = False, inf
         # Facts of the turn, handed out at its end.
@@ -192,12 +200,16 @@ class Session:
             self._report("error", f"lease {id} is not taken: it is empty, or far beyond the credit given")
             return
         deadlines = [now + ms / 1000 for ms in columns.remaining_ms]
-        rows = set(range(len(columns.ids)))
-        self._waiting[id] = _Lease(id, epoch, self._contact.session, columns, deadlines, rows, set())
+        rows, has_references = set(range(len(columns.ids))), any(columns.kinds)
+        self._waiting[id] = _Lease(
+            id, epoch, self._contact.session, columns, deadlines, rows, set(), tasks.near, has_references
+        )
 
     def _forget(self, acks: list[LeaseId]) -> None:
         for lease in acks:
             self._kept.pop((self._contact.epoch, lease), None)
+            if self._spent and (spent := self._spent.pop((self._contact.epoch, lease), None)) is not None:
+                self._effects.append(spent)
 
     def _cancel(self, ids: frozenset[TaskId]) -> None:
         for lease in [*self._waiting.values(), *([self._running] if self._running else [])]:
@@ -208,16 +220,28 @@ class Session:
         assert lease is not None, "rows finished while no lease runs"
         assert event.rows and lease.unfinished.issuperset(event.rows), "rows that are not there, or finished before"
         lease.unfinished.difference_update(event.rows)
+        if lease.has_references:
+            self._spend(lease, event)
         statuses, kinds, payloads = self._fitting(event)
         chunks = [lease.said.get(row, 0) for row in event.rows] if lease.said else None
         for part in self._contact.parts(payloads):
             rows = event.rows[part], statuses[part], kinds[part], payloads[part]
             compute_us, counts = 0 if part.start else event.compute_us, chunks and chunks[part]
-            self._keep(Results(lease.epoch, lease.id, *rows, compute_us, None, counts), lease.columns.ids)
+            sizes = event.sizes and event.sizes[part]
+            results = Results(lease.epoch, lease.id, *rows, compute_us, None, counts, None, sizes)
+            self._keep(results, lease.columns.ids)
         if not lease.unfinished:
             self._running = None
             self._contact.heard_at = now  # nobody listened until now
             self._owes_credit |= lease.session != self._contact.session
+
+    def _spend(self, lease: _Lease, event: RowsFinished) -> None:
+        """Note the references of these rows, for the moment in which the broker knows what became of them."""
+        spent, columns = self._spent.setdefault((lease.epoch, lease.id), Settled([], [])), lease.columns
+        for row, status in zip(event.rows, event.statuses, strict=True):
+            if columns.kinds[row] and status not in NOT_SETTLED:
+                spent.kinds.append(columns.kinds[row])
+                spent.references.append(bytes(columns.payloads[row]))
 
     def _stream(self, event: RowsStreamed) -> None:
         """Whoever is not joined, or was by another broker, has nobody to say it to: then the count alone goes on."""
@@ -247,6 +271,7 @@ class Session:
         if key not in self._kept and len(self._kept) >= KEPT_LEASES_MAX:
             oldest = next(iter(self._kept))
             del self._kept[oldest]
+            self._spent.pop(oldest, None)
             self._report("error", f"results of lease {oldest[1]} were never acknowledged and are not kept any longer")
         self._kept.setdefault(key, []).append((message, ids))
         self._unsent.append((message, ids))
@@ -305,7 +330,7 @@ class Session:
             effects.append(leave)
         elif contact.joined and self._running is None and self._waiting:
             lease = self._running = self._waiting.pop(next(iter(self._waiting)))
-            effects.append(Run(lease.id, lease.columns, lease.deadlines, frozenset(lease.cancelled)))
+            effects.append(Run(lease.id, lease.columns, lease.deadlines, frozenset(lease.cancelled), lease.near))
         return effects
 
     def _results(self) -> list[Message]:
@@ -314,6 +339,7 @@ class Session:
         for message, ids in self._unsent:
             if message.epoch != self._contact.epoch:
                 self._kept.pop((message.epoch, message.lease), None)
+                self._spent.pop((message.epoch, message.lease), None)  # what they stand for ends in its own time
                 message = replace(message, ids=[ids[row] for row in message.rows])
             said.append(message)
         self._unsent.clear()

@@ -59,6 +59,7 @@ class StageRecord:
         self.tallies = Tallies(max(8, TALLIES_MAX // stages))
         self.queue_seconds = Histogram(SECONDS_BOUNDS)
         self.before: list[StageRecord] = []  # the stages whose results come here
+        self.onward: list[StageRecord] = []  # the stages where its results go
         self.after: dict[int | None, None] = {}  # where its results go; None is their gateway
         self.is_alone = True  # the only one of every route that leads here
         self.leased = 0  # tasks with workers
@@ -68,6 +69,11 @@ class StageRecord:
         self.wake: float | None = None  # when to ask `choose` again though nothing happens
         self.overdue_at: float | None = None  # no batch takes longer than the stage allows before then
         self._suspect_turn = True
+
+    def is_near(self, worker: Worker) -> bool:
+        """Whether everybody who may be given this worker's results can open its shared memory."""
+        memory = worker.memory
+        return bool(memory and self.onward) and all(stage.crew.memory == memory for stage in self.onward)
 
     def choose(self, now: float) -> Choice | None:
         """Who gets how many tasks now; None for nobody (then `wake` may say when to ask again)."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zmesh.core.peers import Gateway
     from zmesh.core.workers import Lease
 
-__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState", "move_on", "take_together"]
+__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState", "move_on", "refer", "take_together"]
 
 
 class TaskState(IntEnum):
@@ -120,6 +120,7 @@ class Task:
         "id",
         "kind",
         "lease",
+        "memory",
         "payload",
         "queue_us",
         "returns",
@@ -147,7 +148,8 @@ class Task:
         self.deadline = deadline
         self.arrived = arrived  # at this stage's queue
         self.context = context
-        self.size = len(payload)
+        self.size = len(payload)  # of what it stands for, if it is a reference
+        self.memory = ""  # where that lies, if only its host can open it; of an inline payload it says nothing
         self.state = TaskState.QUEUED
         self.hop = 0
         self.attempt = 1
@@ -189,6 +191,12 @@ def move_on(tasks: Sequence[Task], payloads: Sequence[Payload], kinds: Sequence[
         task.arrived = now
         task.attempt, task.deaths, task.alone_deaths, task.group_max, task.returns, task.hedged = 1, 0, 0, 0, 0, False
         task.lease = None
+
+
+def refer(tasks: Sequence[Task], sizes: Sequence[int], memory: str) -> None:
+    """The payloads that they have now stand for so many bytes, some of which lie in that memory."""
+    for task, size in zip(tasks, sizes, strict=True):
+        task.size, task.memory = size, memory
 
 
 def take_together(tasks: Sequence[Task], step: Step) -> None:

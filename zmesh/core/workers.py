@@ -138,6 +138,7 @@ class Worker(Peer):
         "is_beyond_reach",
         "leases",
         "may_interrupt",
+        "memory",
         "presence",
         "stage",
         "tally",
@@ -151,6 +152,7 @@ class Worker(Peer):
         super().__init__(session, address, hello, now)
         self.stage = stage
         self.worker_id = hello.worker_id
+        self.memory = hello.memory  # the shared memory that it can open; empty for none
         self.presence = Presence.STARTING
         self.total = 0  # leases wanted since HELLO
         self.used = 0  # leases given since HELLO, and those brought along
@@ -191,11 +193,13 @@ class Worker(Peer):
 
 
 class Crew:
-    """The workers of one stage that can be given work, and when."""
+    """The workers of one stage that can be given work, and when. `memory` is the shared memory that all of them can
+    open, or that the last of them could while there is none; empty if there is no such memory."""
 
-    __slots__ = ("ahead", "busy", "idle", "workers")
+    __slots__ = ("ahead", "busy", "idle", "memory", "workers")
 
     def __init__(self) -> None:
+        self.memory = ""
         self.workers: dict[SessionId, Worker] = {}
         self.idle: dict[SessionId, Worker] = {}
         self.ahead: dict[SessionId, Worker] = {}
@@ -203,13 +207,20 @@ class Crew:
 
     def join(self, worker: Worker) -> None:
         self.workers[worker.session] = worker
+        self._look_at_memory()
         self.sort(worker)
 
     def part(self, worker: Worker) -> None:
         self.workers.pop(worker.session, None)
+        self._look_at_memory()
         self.idle.pop(worker.session, None)
         self.ahead.pop(worker.session, None)
         self.busy.pop(worker.session, None)
+
+    def _look_at_memory(self) -> None:
+        if self.workers:
+            first = next(iter(self.workers.values())).memory
+            self.memory = first if all(worker.memory == first for worker in self.workers.values()) else ""
 
     def ready(self) -> int:
         """How many workers could run a batch, now or after what they hold."""

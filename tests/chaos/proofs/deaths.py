@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
-from collections.abc import Container, Mapping
+from collections.abc import Collection
+from pathlib import Path
 from time import monotonic
-from typing import Any
 
+from tests.chaos.history import History
 from tests.chaos.layouts import FARM, is_alive
 from tests.chaos.proofs.few import lines_of, lonely
 from tests.chaos.proofs.findings import Findings, hold_all_right, loaded
@@ -26,10 +29,8 @@ def agent_killed(found: Findings) -> None:
             it.wait_served(300)
             victim = it.mesh.programs["others"].process
             family = children(victim.pid)
-            # Who has two leases runs one of them: between two batches a worker has nothing that could be cut short.
-            wait_until(
-                lambda those=family: _has_two_leases(it.mesh.snapshot(), those), BACK_SECONDS, "a worker at work"
-            )
+            # Between two batches a worker has nothing that could be cut short.
+            wait_until(lambda those=family: _are_held_at_work(it.directory, those), BACK_SECONDS, "a worker at work")
             at = monotonic()
             victim.kill()
             victim.wait()
@@ -57,8 +58,20 @@ def agent_killed(found: Findings) -> None:
     found.hold(deaths == 0, f"{deaths} deaths charged")
 
 
-def _has_two_leases(mesh: Mapping[str, Any], pids: Container[int]) -> bool:
-    return any(w["leases"] > 1 for stage in mesh["stages"] for w in stage["workers"] if w["pid"] in pids)
+def _are_held_at_work(directory: Path, pids: Collection[int]) -> bool:
+    """Whether these are stopped now, and one of them in the middle of a batch. If none is, all go on."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(_is_stopped(pid) for pid in pids), GONE_SECONDS, "the workers to stop")
+    if any(batch.pid in pids and batch.end is None for batch in History.read(directory).batches):
+        return True
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    return False
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def native_loop(found: Findings) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from tests.chaos.proofs import crowds, deaths, drains, first
+from tests.chaos.proofs import crowds, deaths, drains, first, redises
 from tests.chaos.proofs.findings import Findings
 
 PROOFS: dict[str, Callable[[Findings], None]] = {
@@ -23,6 +23,8 @@ PROOFS: dict[str, Callable[[Findings], None]] = {
     "rolling": drains.rolling,
     "group": drains.group,
     "terminal": drains.terminal,
+    "redis-leaks": redises.leaks,
+    "redis-restarted": redises.restarted,
 }
 
 

@@ -490,6 +490,31 @@ def test_again_waits_for_the_next_broker_too():
 # ── deadlines and clients that leave ──────────────────────────────────────────────────────────────────────────────
 
 
+def test_what_is_lost_midway_too_often_is_an_error():
+    link = joined_link()
+    link.handle(RequestsAccepted([request := ask(link)]), now=0.0)
+    for number in range(1, Limits().requeues_max + 1):
+        tried = reply(number, (request, Status.AGAIN, b"10"))
+        assert (
+            answers(link.handle(replace(tried, message=replace(tried.message, attempts=[1])), now=0.1 * number)) == []
+        )
+        (said,) = link.handle(Tick(), now=0.1 * number + 0.02)
+        assert said.message.again
+    late = reply(9, (request, Status.AGAIN, b"10"))
+    effects = link.handle(replace(late, message=replace(late.message, attempts=[1])), now=1.0)
+    assert answers(effects) == [(request, Status.INTERNAL, b"what one stage made for the next was lost too often")]
+    assert link.pending == 0
+
+
+def test_a_broker_that_takes_nothing_in_may_say_again_as_often_as_it_likes():
+    link = joined_link()
+    link.handle(RequestsAccepted([request := ask(link)]), now=0.0)
+    for number in range(1, Limits().requeues_max + 5):
+        assert answers(link.handle(reply(number, (request, Status.AGAIN, b"10")), now=0.1 * number)) == []
+        link.handle(Tick(), now=0.1 * number + 0.02)
+    assert link.pending == 1
+
+
 def test_a_request_without_an_answer_times_out_and_is_cancelled():
     link = joined_link()
     short, long, longer = (ask(link, deadline=deadline) for deadline in (0.5, 0.8, 0.9))

@@ -257,6 +257,38 @@ def test_a_stage_that_fails_without_a_word_says_so():
     assert told[-1] == "error: stage embed does not start: for an unknown reason"
 
 
+MANY_LINES = """Traceback (most recent call last):
+  File "app.py", line 3, in __init__
+    load("x")
+KeyError: 'x'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "app.py", line 9, in __init__
+    load("x")
+    ^^^^^^^^^
+OSError: there is no model x.
+If this is a private one, log in.
+a note of the library
+"""
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (MANY_LINES, "OSError: there is no model x."),
+        ("out of memory\nended by SIGKILL", "ended by SIGKILL"),
+        ('  File "app.py", line 3\n    load(', "    load("),
+    ],
+)
+def test_what_a_failing_stage_says_is_the_line_of_its_exception(reason: str, said: str):
+    world = World()
+    agent, worker = world.agent(), world.worker()
+    world.turn(agent.reports(worker, 1, reason=reason, failing=True))
+    assert world.stage().failing == f"stage embed does not start: {said}"
+
+
 def test_tasks_that_reach_a_failing_stage_from_the_stage_before_are_answered_at_once():
     world = World(stage("embed"), stage("rank"))
     gateway, agent = world.gateway(), world.agent()

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from zmesh.config import Limits
 from zmesh.core.contact import STEPS, Contact, ContactState, Step
-from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Transmit
+from zmesh.core.effects import Leave, Reconnect, Report, Run, SessionEffect, Settled, Transmit
 from zmesh.core.events import DrainAsked, Heard, LinkLost, RowsFinished, RowsStreamed, Started, Tick
 from zmesh.core.session import KEPT_LEASES_MAX, Session
 from zmesh.messages import (
@@ -777,3 +777,86 @@ def test_events_of_what_does_not_run_are_a_mistake_of_ours():
             session.handle(RowsStreamed(rows, [b"a"] * len(rows)), now=0.1)
     with pytest.raises(AssertionError):
         joined_session().handle(RowsStreamed([0], [b"a"]), now=0.1)
+
+
+# ── references ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def references(lease: int, rows: int, acks: tuple[int, ...] = (), session: SessionId = SESSION) -> Heard:
+    """A lease whose rows are references, but for the first."""
+    given = replace(columns(lease, rows), kinds=[0] + [2] * (rows - 1))
+    given = replace(given, payloads=[b"ref %d" % (10 * lease + row) for row in range(rows)])
+    return Heard(session, Tasks(LeaseId(lease), given, [LeaseId(ack) for ack in acks]))
+
+
+def settled(effects: list[SessionEffect]) -> list[bytes]:
+    return [reference for effect in effects if isinstance(effect, Settled) for reference in effect.references]
+
+
+def test_references_are_settled_when_their_lease_is_acknowledged_and_not_before():
+    session = joined_session()
+    session.handle(references(7, 3), now=0.0)
+    for rows in ((0, 2), (1,)):
+        assert settled(session.handle(finished(*rows), now=0.1)) == []
+    assert session.handle(ack(7), now=0.2) == [Settled([2, 2], [b"ref 72", b"ref 71"])]
+    assert session.handle(ack(7), now=0.3) == []
+
+
+def test_references_are_settled_when_the_next_batch_brings_the_acknowledgement():
+    session = joined_session()
+    session.handle(references(7, 2), now=0.0)
+    session.handle(finished(0, 1), now=0.1)
+    assert settled(session.handle(references(8, 2, acks=(7,)), now=0.2)) == [b"ref 71"]
+
+
+def test_what_may_be_run_again_keeps_its_reference():
+    session = joined_session()
+    session.handle(references(7, 5), now=0.0)
+    statuses = [Status.OK, Status.TIMEOUT, Status.INTERNAL, Status.AGAIN, Status.CANCELLED]
+    event = replace(finished(*range(5)), statuses=[int(status) for status in statuses])
+    session.handle(event, now=0.1)
+    assert settled(session.handle(ack(7), now=0.2)) == [b"ref 72", b"ref 74"]
+
+
+def test_in_another_epoch_nothing_is_settled():
+    session = joined_session()
+    session.handle(references(7, 2), now=0.0)
+    session.handle(finished(0, 1), now=0.1)
+    rejoin(session, NEXT_BROKER, 0.2)
+    assert settled(session.handle(ack(7, session=OTHER), now=0.3)) == []
+    assert settled(session.handle(ack(7, session=OTHER), now=0.4)) == [], "nor ever"
+
+
+def test_references_of_results_that_are_not_kept_any_longer_are_forgotten_with_them():
+    session = joined_session()
+    for lease in range(1, KEPT_LEASES_MAX + 2):
+        session.handle(references(lease, 2), now=0.0)
+        session.handle(finished(0, 1), now=0.0)
+    assert settled(session.handle(ack(1), now=0.1)) == []
+    assert settled(session.handle(ack(2), now=0.1)) == [b"ref 21"]
+
+
+def test_results_say_what_their_references_stand_for():
+    session = running_session(7, rows=2)
+    event = RowsFinished([0, 1], [0, 0], [0, 2], [b"out", b"ref"], 5, [3, 70_000_000])
+    (message,) = results_in(session.handle(event, now=0.1))
+    assert (message.kinds, message.sizes) == ([0, 2], [3, 70_000_000])
+
+
+def test_results_in_several_messages_bring_the_sizes_of_their_own_rows():
+    session = joined_session(welcome=replace(WELCOME, message_rows_max=1))
+    session.handle(tasks(7, 2), now=0.0)
+    event = RowsFinished([0, 1], [0, 0], [2, 2], [b"one", b"two"], 5, [1, 2])
+    assert [message.sizes for message in results_in(session.handle(event, now=0.1))] == [[1], [2]]
+
+
+def test_a_batch_says_whether_who_is_next_is_near():
+    session = joined_session()
+    (effect,) = session.handle(Heard(SESSION, Tasks(LeaseId(7), columns(7), [], True)), now=0.0)
+    assert effect == replace(run(7), is_near=True)
+
+
+def test_hello_names_the_memory_that_the_worker_can_open():
+    session = Session(PEER, "model", 3, "here", 42, "abc", 8, 2, Limits(), memory="of this host")
+    (hello,) = session.handle(Started(), now=0.0)
+    assert hello == Transmit(SessionId(0), replace(HELLO, memory="of this host"))

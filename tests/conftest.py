@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
+from tests.beside import SECONDS_MAX, VARIABLE, Beside, Teller, is_beside
+
 __all__ = ["need"]
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
@@ -48,11 +50,52 @@ def layer_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LAYERS.index(layer_of(item.nodeid)))
+    items.sort(key=lambda item: (LAYERS.index(layer_of(item.nodeid)), is_beside(item.nodeid)))
     for item in items:
         if (layer := layer_of(item.nodeid)) in {"integration", "chaos"}:
             item.add_marker(layer)
+        if is_beside(item.nodeid) and VARIABLE not in os.environ:
+            item.add_marker(pytest.mark.timeout(SECONDS_MAX))  # it may have to be waited for
 
+
+# ── files that run beside all others ──────────────────────────────────────────────────────────────────────────────
+
+BESIDE = pytest.StashKey[Beside]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if VARIABLE in os.environ:
+        config.pluginmanager.register(Teller(config, int(os.environ[VARIABLE])))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    is_whole = config.args in (["tests"], [str(config.rootpath / "tests")]) and not config.option.keyword
+    if is_whole and not config.option.markexpr and not config.option.collectonly:
+        config.stash[BESIDE] = Beside(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if BESIDE in config.stash:
+        config.stash[BESIDE].end()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if not is_beside(item.nodeid) or BESIDE not in item.config.stash:
+        return None
+    reports = list(item.config.stash[BESIDE].reports_of(item.nodeid))
+    if not reports:
+        return None  # it is run here
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    item.session._setupstate.teardown_exact(nextitem)  # what the tests before it have left for it
+    return True
+
+
+# ── the time that each layer takes ────────────────────────────────────────────────────────────────────────────────
 
 seconds_by_layer: Counter[str] = Counter()
 tests_by_layer: Counter[str] = Counter()

@@ -2,8 +2,11 @@
 
 import json
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from tests.harness import REPOSITORY, running, wait_until
 
@@ -28,6 +31,15 @@ def test_every_page_of_the_gateway_answers() -> None:
         page = mesh.get("/openapi/swagger/")
         assert page.status == 200 and b"swagger" in page.body
         assert mesh.get("/docs").status == 404
+
+
+@pytest.mark.parametrize("lane", ["fast", "asgi"])
+def test_http_2_is_refused_and_the_connection_ends(lane: str) -> None:
+    with running(ECHO, "--lane", lane) as mesh, socket.create_connection(("127.0.0.1", mesh.port), 10) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+        with client.makefile("rb") as answer:
+            assert answer.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+            assert answer.read().endswith(b"Invalid HTTP request received.")
 
 
 def test_a_request_that_arrives_before_any_worker_is_held_and_answered(tmp_path: Path) -> None:

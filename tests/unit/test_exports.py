@@ -93,3 +93,10 @@ def test_everything_can_be_imported_by_a_star():
     code = "from zmesh import *\nprint(Server.__name__, Worker.__name__, __version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["Server", "Worker", zmesh.__version__]
+
+
+def test_the_package_is_python_alone_from_3_11_on():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["requires-python"] == ">=3.11"
+    assert project["build-system"]["build-backend"] == "hatchling.build", "which compiles nothing"
+    assert {path.suffix for path in (ROOT / "zmesh").rglob("*.*")}.isdisjoint({".c", ".pyx", ".rs", ".so", ".cpp"})

@@ -22,7 +22,7 @@ import pytest
 
 __all__ = ["SECONDS_MAX", "VARIABLE", "Beside", "Teller", "is_beside"]
 
-NAMES = ("dry_run", "examples", "mistakes", "mosec_style", "openapi", "redis_mesh", "redis_store")
+NAMES = ("dry_run", "every_branch", "examples", "mistakes", "mosec_style", "openapi", "redis_mesh", "redis_store")
 FILES = tuple(f"tests/integration/test_{name}.py" for name in NAMES)
 VARIABLE = "TESTS_BESIDE"  # in the environment of the other pytest: the descriptor for its reports
 SECONDS_MAX = 600.0  # for the next report

@@ -34,6 +34,7 @@ __all__ = [
     "own_server",
     "packaged_server",
     "socket_url",
+    "user_of_redis",
 ]
 
 MEMORY_BYTES_MAX = 1024 * 1024 * 1024  # as much as the payloads of a whole mesh may have, see `config.Limits`
@@ -67,11 +68,16 @@ def packaged_server() -> str:
     return next((file for file in found if os.access(file, os.X_OK)), "")
 
 
+def user_of_redis(plan: Plan) -> str:
+    """The first stage that hands on through Redis; empty when none does."""
+    return next((stage.name for stage in plan.stages if stage.needs_redis and plan.hands_on(stage.name)), "")
+
+
 def own_server(plan: Plan, settings: Settings, *, has_workers: bool, is_one_host: bool) -> str:
     """The program to start here; empty when none is needed. Raises UsageError for addresses that are none, StartError
     when stages need a Redis and there is no way to one."""
     check_urls(settings.redis_url)
-    needy = next((stage.name for stage in plan.stages if stage.needs_redis and plan.hands_on(stage.name)), "")
+    needy = user_of_redis(plan)
     if not needy or not has_workers:
         return ""
     if importlib.util.find_spec("redis") is None:

@@ -21,7 +21,7 @@ from zmesh.board import Board
 from zmesh.config import DRAIN_SAY_SECONDS, Plan, Settings, StagePlan
 from zmesh.core.restarts import Restarts
 from zmesh.daemons import Daemons
-from zmesh.embedded import instructions, own_server, socket_url
+from zmesh.embedded import instructions, own_server, socket_url, user_of_redis
 from zmesh.errors import StartError, UsageError
 from zmesh.hosting import announcement, chosen_stages, stage_table
 from zmesh.messages import PeerId
@@ -107,7 +107,7 @@ def _check_unpickling(plan: Plan, address: str, redis_url: str) -> None:
     unpickling = [stage.name for stage in plan.stages if stage.unpickles]
     if unpickling and address and (problem := unpickling_problem(unpickling[0], address)):
         raise UsageError(problem)
-    if unpickling and redis_url and any(stage.needs_redis for stage in plan.stages):
+    if unpickling and redis_url and user_of_redis(plan):
         raise UsageError(
             f"stage {unpickling[0]} unpickles what it is handed, and others can write to the Redis that it lies in: "
             "they could run code in it; take PickleIPCMixin out, or leave --redis-url out, and there is a private one"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zmesh.config import Plan, Settings
+from zmesh.embedded import user_of_redis
 from zmesh.payloads import Store, Stores
 from zmesh.segments import LEAST_BYTES, SharedMemory
 from zmesh.worker import Worker
@@ -20,7 +21,7 @@ log = logging.getLogger("zmesh.worker")
 
 
 def open_stores(
-    worker: Worker, directory: str, plan: Plan | None = None, settings: Settings | None = None, *, hands_on: bool
+    worker: Worker, directory: str, plan: Plan, settings: Settings, *, hands_on: bool
 ) -> tuple[Stores, str]:
     """The stores, and the name of the shared memory among them for HELLO, empty without one.
 
@@ -28,7 +29,7 @@ def open_stores(
     `settings` say whether any stage hands on through Redis, and where that is.
     """
     memory = _shared_memory(directory, worker.shared_memory_bytes or LEAST_BYTES)
-    redis = _redis(worker, plan, settings) if plan and settings else None
+    redis = _redis(worker, plan, settings)
     known = [store for store in (memory, redis) if store is not None]
     putting: list[Store] = [redis] if redis is not None and worker.needs_redis else []
     putting += worker.payload_stores(memory)
@@ -37,8 +38,7 @@ def open_stores(
 
 def _redis(worker: Worker, plan: Plan, settings: Settings) -> RedisStore | None:
     """None where no stage hands on through Redis, whatever address there may be."""
-    is_used = any(stage.needs_redis and plan.hands_on(stage.name) for stage in plan.stages)
-    if not is_used:
+    if not user_of_redis(plan):
         return None
     from zmesh.mixins.redis_ipc import RedisStore  # most workers have no use for it
 

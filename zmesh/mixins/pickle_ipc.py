@@ -29,4 +29,6 @@ class PickleIPCMixin:
             raise EncodingError(f"the value cannot be pickled: {str(error) or type(error).__name__}") from error
 
     def deserialize_ipc(self, data: bytes) -> Any:
+        # Runs what it reads: asked for by name, and served only where nobody but its own mesh can hand it anything, see
+        # `addresses.unpickling_problem` and `household`, which refuse every other place before this is reached.
         return pickle.loads(data)

@@ -163,13 +163,15 @@ class SlateWords(NamedTuple):
 
 
 class Slate:
-    """64 bytes shared by a worker, who writes, and its agent, who reads. Writing costs a quarter of a microsecond.
+    """64 bytes shared by a worker, who writes, and its agent, who reads. Writing costs a quarter of a microsecond, and
+    a third of that for the row alone: `row[0] = number`.
 
     The agent writes one word only, with `order`, before it sends the signal for which the worker reads `ordered`.
     """
 
     BYTES = 64
     _WORDS = struct.Struct("@QBxxxI")  # native, so that the lease is written in one piece
+    _ROW_AT = 12
     _FINISHED = _ORDERED = struct.Struct("@Q")
     _ORDERED_AT = 32
 
@@ -178,6 +180,7 @@ class Slate:
         self._page = mmap.mmap(fd, self.BYTES)
         self._finished: int = self._FINISHED.unpack_from(self._page, self._WORDS.size)[0]
         self._pack = self._WORDS.pack_into
+        self.row = memoryview(self._page)[self._ROW_AT : self._ROW_AT + 4].cast("I")
 
     @staticmethod
     def make() -> Slate:
@@ -213,5 +216,6 @@ class Slate:
         return lease
 
     def close(self) -> None:
+        self.row.release()
         self._page.close()
         os.close(self.fd)

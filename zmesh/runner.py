@@ -21,7 +21,7 @@ that all of it can be tested without a socket. Its rules:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -191,40 +191,48 @@ class BatchRunner:
     # ── decode ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _decode(self, part: _Part, now: float, cancelled: Collection[int]) -> tuple[list[int], list[Any]]:
-        lease, columns = part.lease, part.lease.columns
-        states, deadlines = columns.states, lease.deadlines
-        payloads = self._fetch(part, now, cancelled) if any(columns.kinds) else columns.payloads
-        write, read_first, read_next = self._slate.write, self._worker.deserialize, self._worker.deserialize_ipc
+        lease, columns, wanted = part.lease, part.lease.columns, self._wanted(part, now, cancelled)
+        if not wanted:
+            return [], []
+        states = columns.states
+        payloads: Sequence[Payload | Exception] = columns.payloads
+        if any(columns.kinds):
+            payloads = self._stores.fetch(columns.kinds, columns.payloads, wanted)
+        self._slate.write(lease.lease, _DECODE, wanted[0])
+        slate_row, read_first, read_next = self._slate.row, self._worker.deserialize, self._worker.deserialize_ipc
         rows, items = [], []
+        for row in wanted:
+            slate_row[0] = row
+            payload = payloads[row]
+            is_first = states[row] & _INGRESS
+            if type(payload) is not bytes:
+                if isinstance(payload, Exception):
+                    self._miss(part, row, payload)
+                    continue
+                if is_first or not self._ipc_takes_views:
+                    payload = bytes(payload)
+            try:
+                items.append(read_first(payload) if is_first else read_next(payload))  # type: ignore[arg-type]
+            except (Exception, ForwardTimeout) as error:
+                self._fail(part, [row], error)
+            else:
+                rows.append(row)
+        return rows, items
+
+    def _wanted(self, part: _Part, now: float, cancelled: Collection[int]) -> list[int]:
+        """Its rows without those for which nobody waits any more, which are answered."""
+        deadlines, skipped = part.lease.deadlines, part.lease.skipped
+        if not cancelled and not skipped and min(deadlines) > now:
+            return part.rows
+        wanted = []
         for row in part.rows:
             if deadlines[row] <= now:
                 part.close(row, int(Status.TIMEOUT), b"request timeout: its time was over before it could run")
-            elif row in cancelled or row in lease.skipped:
+            elif row in cancelled or row in skipped:
                 part.close(row, int(Status.CANCELLED), b"cancelled")
             else:
-                write(lease.lease, _DECODE, row)
-                payload = payloads[row]
-                is_first = states[row] & _INGRESS
-                if type(payload) is not bytes:
-                    if isinstance(payload, Exception):
-                        self._miss(part, row, payload)
-                        continue
-                    if is_first or not self._ipc_takes_views:
-                        payload = bytes(payload)
-                try:
-                    item = read_first(payload) if is_first else read_next(payload)  # type: ignore[arg-type]
-                except (Exception, ForwardTimeout) as error:
-                    self._fail(part, [row], error)
-                else:
-                    rows.append(row)
-                    items.append(item)
-        return rows, items
-
-    def _fetch(self, part: _Part, now: float, cancelled: Collection[int]) -> list[Payload | Exception]:
-        """The payloads of the lease, where the references of rows that will run are what they stand for."""
-        columns, deadlines, skipped = part.lease.columns, part.lease.deadlines, part.lease.skipped
-        rows = [r for r in part.rows if deadlines[r] > now and r not in cancelled and r not in skipped]
-        return self._stores.fetch(columns.kinds, columns.payloads, rows)
+                wanted.append(row)
+        return wanted
 
     def _miss(self, part: _Part, row: int, error: Exception) -> None:
         """What its payload stands for cannot be had."""
@@ -251,15 +259,16 @@ class BatchRunner:
     # ── encode ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _encode(self, part: _Part, rows: list[int], results: list[Any]) -> None:
-        lease, states = part.lease.lease, part.lease.columns.states
-        write, write_next = self._slate.write, self._worker.serialize_ipc
+        states = part.lease.columns.states
+        self._slate.write(part.lease.lease, _ENCODE, rows[0])
+        slate_row, write_next = self._slate.row, self._worker.serialize_ipc
         write_last = self._worker.serialize if self._emitter is None else _write_nothing
         finished, statuses, payloads = part.finished.append, part.statuses.append, part.payloads.append
         for row, result in zip(rows, results, strict=True):
             if isinstance(result, BaseException):
                 self._fail(part, [row], result)
                 continue
-            write(lease, _ENCODE, row)
+            slate_row[0] = row
             try:
                 payload = write_last(result) if states[row] & _EGRESS else write_next(result)
                 if type(payload) is not bytes:

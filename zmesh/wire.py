@@ -217,10 +217,13 @@ _ids_or_nil, _u63s_or_nil = _or_nil(_ids), _or_nil(_u63s)
 def _contexts_or_nil(name: str, column: Any) -> Any:
     if column is None:
         return None
-    rows = list(filter(None, _maps(name, _column(name, column))))
+    rows = _maps(name, _column(name, column))
+    if not all(rows):
+        rows = list(filter(None, rows))
     if max(map(len, rows), default=0) > CONTEXT_ENTRIES_MAX:
         raise WireError(f"{name}: {max(map(len, rows))} entries in one context, at most {CONTEXT_ENTRIES_MAX}")
-    if not _are_texts([*chain.from_iterable(rows), *chain.from_iterable(map(dict.values, rows))], _TEXT_BYTES_MAX):
+    keys = set().union(*rows)  # nearly always the same few
+    if not _are_texts([*keys, *[text for row in rows for text in row.values()]], _TEXT_BYTES_MAX):
         raise WireError(f"{name}: keys and values must be text of at most {_TEXT_BYTES_MAX} bytes")
     return column
 
@@ -235,7 +238,7 @@ def _columns(name: str, values: Any) -> Any:
             and (contexts is None or len(_contexts_or_nil("columns.contexts", contexts)) == len(ids))
             and countOf(map(type, chain(ids, states, remaining_ms, attempts, kinds)), int) == 5 * len(ids)
             and (len(set(ids)) == len(ids) and min(ids) >= 0 and _STATES.issuperset(states))
-            and (not any(attempts) and not any(kinds) and min(remaining_ms) >= 0 and max(remaining_ms) <= U63_MAX)
+            and (not any(kinds) and _are_u63s(attempts) and _are_u63s(remaining_ms))
         ):
             return messages.Columns(*values)
     return _COLUMNS.read(name, values)

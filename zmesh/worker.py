@@ -149,11 +149,14 @@ class SSEWorker(Worker):
 
 
 _DIGITS_AS_ZERO = bytes(ord("0") if chr(byte).isascii() and chr(byte).isdigit() else ord(" ") for byte in range(256))
+if _orjson is not None:
+    _REFUSE = _orjson.OPT_PASSTHROUGH_DATACLASS | _orjson.OPT_PASSTHROUGH_DATETIME | _orjson.OPT_PASSTHROUGH_SUBCLASS
 _LONG_NUMBER = b"0" * 19  # the shortest integer that can be outside 64 bits
 
 
 def _read_json(data: bytes) -> Any:
-    if _orjson is not None and _LONG_NUMBER not in data.translate(_DIGITS_AS_ZERO):
+    # `find`, because `in` tries a number first, and so makes an exception each time.
+    if _orjson is not None and data.translate(_DIGITS_AS_ZERO).find(_LONG_NUMBER) < 0:
         try:
             return _orjson.loads(data)
         except ValueError:
@@ -163,13 +166,12 @@ def _read_json(data: bytes) -> Any:
 
 def _write_json(value: Any) -> bytes:
     if _orjson is not None:
-        refuse = _orjson.OPT_PASSTHROUGH_DATACLASS | _orjson.OPT_PASSTHROUGH_DATETIME | _orjson.OPT_PASSTHROUGH_SUBCLASS
         try:
-            written: bytes = _orjson.dumps(value, option=refuse)
+            written: bytes = _orjson.dumps(value, option=_REFUSE)
         except TypeError:
             pass  # json writes more, and says why when it cannot
         else:
-            if b"null" not in written:  # else it may have been a NaN
+            if written.find(b"null") < 0:  # else it may have been a NaN
                 return written
     try:
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_as_json).encode()

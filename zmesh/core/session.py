@@ -259,6 +259,8 @@ class Session:
 
     def _fitting(self, event: RowsFinished) -> tuple[list[int], list[int], list[Payload]]:
         """A frame above the limit would cut the link, again and again; such a row is an error instead."""
+        if max(map(len, event.payloads)) <= self._contact.frame_bytes_max:
+            return event.statuses, event.kinds, event.payloads
         statuses, kinds, payloads = list(event.statuses), list(event.kinds), list(event.payloads)
         for row, payload in enumerate(payloads):
             if len(payload) > self._contact.frame_bytes_max:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from binascii import hexlify
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from random import Random
@@ -45,6 +46,7 @@ SERVER: Header = (b"server", b"zmesh/" + VERSION.encode("ascii"))
 TEXT = b"text/plain; charset=utf-8"
 PROBLEM_JSON = b"application/problem+json"
 DRAINING = "gracefully shutting down"
+IDS_AT_ONCE = 64
 TEXT_CHARS_MAX = 4096  # a worker's text may be the whole of a model's complaint
 
 _WORDS: Mapping[int, str] = {
@@ -96,8 +98,18 @@ def sane_token(value: bytes | None) -> bool:
     return value is not None and _is_token(value) is not None
 
 
+def _new_ids() -> Iterator[bytes]:
+    """Made many at a time, which costs half of making each."""
+    while True:
+        drawn = hexlify(_ids.randbytes(16 * IDS_AT_ONCE))
+        yield from [drawn[start : start + 32] for start in range(0, len(drawn), 32)]
+
+
+_each_id = _new_ids()
+
+
 def new_request_id() -> bytes:
-    return b"%032x" % _ids.getrandbits(128)
+    return next(_each_id)
 
 
 def http_status_of(status: int) -> int:

@@ -214,6 +214,11 @@ class Calls:
         wanted = headers.get(b"x-request-timeout")
         return self._timeout if wanted is None else min(self._timeout, _seconds(wanted))
 
+    def parent_of(self, headers: Mapping[bytes, bytes]) -> str:
+        """The `traceparent` that travels with a request; empty if there is none."""
+        parent = headers.get(b"traceparent")
+        return parent.decode() if parent is not None and sane_token(parent) else ""
+
     def why_not(self, door: Door, size: int | None, since: float, others: int) -> str:
         """Why a request with so many bytes of body must not come now, beside so many others; empty when it may."""
         if others >= self._calls_max:
@@ -221,6 +226,16 @@ class Calls:
         if self._bytes and self._bytes + (size or 0) > self._bytes_max:
             return f"{FULL} ({self._bytes_max} bytes)"
         return door.text if size is not None and since < door.closed_until else ""
+
+    def takes(self, path: str, door: Door, body: bytes, now: float) -> bool:
+        """Whether nothing is to be refused about a request that is all here."""
+        size = len(body)
+        return (
+            0 < size <= self.body_bytes_max
+            and not self.is_draining
+            and not self.why_not(door, size, now, len(self._held))
+            and not (self._denied.bodies and self.denied(path, body) is not None)
+        )
 
     def denied(self, path: str, body: bytes) -> Payload | None:
         """What was answered to the same body a moment ago, when it killed its workers."""
@@ -236,13 +251,17 @@ class Calls:
         """
         if not call.body:
             raise Refusal(400, "no data provided")
-        context = {"request_id": call.request_id.decode("ascii")}
-        if (parent := headers.get(b"traceparent")) is not None and sane_token(parent):
-            context["traceparent"] = parent.decode("ascii")
-        call.since = now
         if (answer := self.denied(call.path, call.body)) is not None:
             raise self._refusal_of(_POISONED, answer, call.door)
-        call.id = self._mesh.submit(call.path, call.body, context, call.since + timeout, reader or call.done)
+        call.since = now
+        self.hand_over(call, self.parent_of(headers), now + timeout, reader or call.done)
+
+    def hand_over(self, call: Call, parent: str, deadline: float, done: Done) -> None:
+        """The same for one that may be tried, as the caller knows."""
+        context = {"request_id": call.request_id.decode()}
+        if parent:
+            context["traceparent"] = parent
+        call.id = self._mesh.submit(call.path, call.body, context, deadline, done)
         self._counts.in_flight += 1
         call.door.pending += 1
 

@@ -9,41 +9,41 @@ through: bytes that are equal to it, the digits of `content-length` aside, mean 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from zmesh.answers import Header
 
 __all__ = ["AnswerHeads", "Repeated"]
+
+What = TypeVar("What")
 
 LENGTH_DIGITS_MAX = 9
 REPEATED_BYTES_MAX = 4096  # of a head that is kept as long as its connection
 _find_length = re.compile(rb"\r\ncontent-length: ?([0-9]{1,%d})\r\n" % LENGTH_DIGITS_MAX, re.IGNORECASE).search
 
 
-class Repeated:
-    """The head of a request. `before` is what stands before the digits of its length, `after` the rest of it."""
+class Repeated(Generic[What]):
+    """The bytes of the head of a request, which is said to mean `head`. `before` is what stands before the digits of
+    its length, `after` the rest of it."""
 
-    __slots__ = ("_bytes", "_digits_at", "_size", "_start", "after", "before", "headers", "keep_alive", "path")
+    __slots__ = ("_bytes", "_digits_at", "_size", "_start", "after", "before", "head")
 
-    def __init__(
-        self, request: bytes, digits: slice, size: int, path: str, headers: Mapping[bytes, bytes], *, keep_alive: bool
-    ) -> None:
+    def __init__(self, request: bytes, digits: slice, size: int, head: What) -> None:
         self._start, self._size = len(request) - size, len(request)
         self._bytes = request[: self._start]
         self._digits_at = digits.start
         self.before, self.after = self._bytes[: digits.start], self._bytes[digits.stop :]
-        self.path, self.headers, self.keep_alive = path, headers, keep_alive
+        self.head = head
 
     @classmethod
-    def of(
-        cls, request: bytes, size: int, path: str, headers: Mapping[bytes, bytes], *, keep_alive: bool
-    ) -> Repeated | None:
+    def of(cls, request: bytes, size: int, head: What) -> Repeated[What] | None:
         """The head of `request`, if these bytes are one whole request with so many bytes of body, and nothing else."""
         end = request.find(b"\r\n\r\n") + 4
         found = _find_length(request, 0, end)
         if end + size != len(request) or found is None or end > REPEATED_BYTES_MAX:
             return None
-        return cls(request, slice(*found.span(1)), size, path, headers, keep_alive=keep_alive)
+        return cls(request, slice(*found.span(1)), size, head)
 
     def body_of(self, data: bytes) -> bytes:
         """The body of a whole request that has this head; empty for any other bytes."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from zmesh.answers import Answer, Refusal
+from zmesh.answers import Answer, Refusal, new_request_id, sane_token
 from zmesh.calls import OK, Call
 from zmesh.connection import Connection
 from zmesh.heads import AnswerHeads, Repeated
@@ -39,7 +39,8 @@ LANE_BODY_BYTES_MAX = 64 * 1024
 COPIED_BYTES_MAX = 64 * 1024  # of an answer, to write it together with its headers
 UVICORN_FROM, UVICORN_TO = (0, 53), (0, 54)  # before, ASGI says otherwise when a connection will be closed
 
-_LAST_LINES = b"%s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+_OK_LINES = b"%s%s\r\ncontent-length: %d\r\n\r\n%s"
+_LAST_LINES = b"%s%s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
 
 logger = logging.getLogger("zmesh.gateway")
 
@@ -54,6 +55,20 @@ def is_known() -> bool:
     return False
 
 
+class _Head:
+    """What the head of a request says, gone through once for all that repeat it."""
+
+    __slots__ = ("accept", "door", "keep_alive", "parent", "path", "request_id", "timeout")
+
+    def __init__(self, calls: Calls, path: str, headers: Mapping[bytes, bytes], *, keep_alive: bool) -> None:
+        """Raises Refusal when it says nonsense."""
+        given = headers.get(b"x-request-id")
+        self.path, self.door, self.keep_alive = path, calls.doors[path], keep_alive
+        self.timeout, self.parent = calls.timeout_of(headers), calls.parent_of(headers)
+        self.accept = headers.get(b"accept")
+        self.request_id = given if given is not None and sane_token(given) else b""
+
+
 class _Reply(Call):
     """A request of the lane, until its answer is written. It stands where uvicorn keeps the cycle of a request."""
 
@@ -63,22 +78,25 @@ class _Reply(Call):
     response_started = False
     message_event = asyncio.Event()  # for uvicorn to set; nobody waits for it
 
-    connection: LaneConnection
-    keep_alive: bool
-    disconnected: bool
-    response_complete: bool
+    def __init__(self, connection: LaneConnection, head: _Head, body: bytes, now: float) -> None:
+        """Everything at once, without the other's: this is made for every request. `id` comes with `hand_over`."""
+        self.connection, self.body, self.size = connection, body, len(body)
+        self.path, self.door, self.accept, self.keep_alive = head.path, head.door, head.accept, head.keep_alive
+        self.request_id = head.request_id or new_request_id()
+        self.started = self.since = now
+        self.response_complete = self.disconnected = False
 
     def done(self, status: int, payload: Payload) -> None:
         if self.response_complete:
             return
         connection = self.connection
         calls = connection.calls
+        self.response_complete = True
         calls.settle(self)
+        calls.drop(self)
         if connection.transport.is_closing():
-            self._end()
             calls.leave(self)
         elif status == OK:
-            self._end()
             calls.succeed(self)
             connection.say_ok(self, payload)
         else:
@@ -88,13 +106,13 @@ class _Reply(Call):
         """The connection is gone."""
         if not self.response_complete:
             calls = self.connection.calls
-            self._end()
+            self.response_complete = True
             calls.settle(self)
+            calls.drop(self)
             calls.abandon(self)
             calls.leave(self)
 
     def write(self, answer: Answer) -> None:
-        self._end()
         connection, is_said = self.connection, False
         parts = [STATUS_LINE[answer.status]]
         for name, value in (*connection.server_state.default_headers, *answer.headers):
@@ -104,10 +122,6 @@ class _Reply(Call):
         parts.append(b"\r\n" if self.keep_alive or is_said else b"connection: close\r\n\r\n")
         connection.transport.write(b"".join([*parts, answer.body]))
         connection.answered(self)
-
-    def _end(self) -> None:
-        self.response_complete = True
-        self.connection.calls.drop(self)
 
 
 class Lane:
@@ -135,10 +149,11 @@ class LaneConnection(Connection):
         self._arriving: list[bytes] | None = None  # the body of a request that may take the lane
         self._is_between = True  # nothing of a request has been read that is not whole
         self._piece = b""  # what is being read, if a request begins with it
-        self._repeated: Repeated | None = None  # the head of the request that was the last piece, and all of it
+        self._repeated: Repeated[_Head] | None = None  # the head of the request that was the last piece, and all of it
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._rest.forget()
         for cycle in (self._ahead, self.cycle):
             if type(cycle) is _Reply:
                 cycle.left()
@@ -146,12 +161,11 @@ class LaneConnection(Connection):
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def data_received(self, data: bytes) -> None:
-        repeated, self._repeated = self._repeated, None
-        if repeated is not None and self._is_free() and (body := repeated.body_of(data)):
-            self._unset_keepalive_if_required()
-            if self._take(repeated.path, repeated.headers, body, keep_alive=repeated.keep_alive):
-                self._repeated = repeated
+        if (repeated := self._repeated) is not None:
+            is_free = self.cycle.response_complete and not self.flow.write_paused  # as `_is_free` says
+            if is_free and (body := repeated.body_of(data)) and self._take(repeated.head, body):
                 return
+            self._repeated = None
         self._piece = data if self._is_between else b""
         super().data_received(data)
         self._piece = b""
@@ -213,44 +227,40 @@ class LaneConnection(Connection):
         if arriving is None:
             super().on_message_complete()
             return
-        path, headers = self._paths[self.url], dict(self.headers)
         body = arriving[0] if len(arriving) == 1 else b"".join(arriving)
-        keep_alive = self.parser.should_keep_alive()
-        if b"content-length" in headers and self._take(path, headers, body, keep_alive=keep_alive):
+        head = self._head_of(self._paths[self.url], dict(self.headers))
+        if head is not None and self._take(head, body):
             self._arriving = None
             if self._piece:
-                self._repeated = Repeated.of(self._piece, len(body), path, headers, keep_alive=keep_alive)
+                self._repeated = Repeated.of(self._piece, len(body), head)
         else:
             self._step_aside()
             super().on_message_complete()
 
-    def _take(self, path: str, headers: Mapping[bytes, bytes], body: bytes, *, keep_alive: bool) -> bool:
+    def _head_of(self, path: str, headers: Mapping[bytes, bytes]) -> _Head | None:
+        """None for what is not for the lane."""
+        if b"content-length" not in headers or b"expect" in headers:
+            return None
+        try:
+            return _Head(self.calls, path, headers, keep_alive=self.parser.should_keep_alive())
+        except Refusal:
+            return None
+
+    def _take(self, head: _Head, body: bytes) -> bool:
         """Hand the request over; False when it is not for the lane."""
         calls = self.calls
-        size = len(body)
-        if (
-            not 0 < size <= LANE_BODY_BYTES_MAX
-            or size > calls.body_bytes_max
-            or b"expect" in headers
-            or calls.is_draining
-        ):
+        now = calls.clock()
+        if len(body) > LANE_BODY_BYTES_MAX or not calls.takes(head.path, head.door, body, now):
             return False
-        now, door = calls.clock(), calls.doors[path]
-        if calls.why_not(door, size, now, len(calls)) or calls.denied(path, body) is not None:
-            return False
-        try:
-            timeout = calls.timeout_of(headers)
-        except Refusal:
-            return False
-        reply = _Reply(path, door, headers, now)
-        reply.connection, reply.keep_alive = self, keep_alive
-        reply.response_complete = reply.disconnected = False
-        reply.body, reply.size = body, size
+        self._unset_keepalive_if_required()
+        reply = _Reply(self, head, body, now)
         self.cycle = reply  # type: ignore[assignment]  # it stands in for one
         calls.hold(reply)
         try:
-            calls.submit(reply, headers, timeout, now)
+            calls.hand_over(reply, head.parent, now + head.timeout, reply.done)
         except Exception as error:
+            reply.response_complete = True
+            calls.drop(reply)
             reply.write(calls.refuse(reply, calls.fault(reply, error)))
         return True
 
@@ -267,12 +277,11 @@ class LaneConnection(Connection):
         """The same bytes as `_Reply.write` would make of it, for the answer that nearly all get."""
         head = self._heads.of(reply.path, self.server_state.default_headers)
         size = len(payload)
-        line = b"%s\r\ncontent-length: %d\r\n\r\n" if reply.keep_alive else _LAST_LINES
-        start = head + line % (reply.request_id, size)
+        lines = _OK_LINES if reply.keep_alive else _LAST_LINES
         if size <= COPIED_BYTES_MAX:
-            self.transport.write(b"".join((start, payload)))
+            self.transport.write(lines % (head, reply.request_id, size, payload))
         else:
-            self.transport.write(start)
+            self.transport.write(lines % (head, reply.request_id, size, b""))
             self.transport.write(payload)
         self.answered(reply)
 
@@ -298,7 +307,7 @@ class LaneConnection(Connection):
 class ChoosyConnection(LaneConnection):
     """With `--compression`: what speaks of encodings goes through ASGI, where bodies are packed and unpacked."""
 
-    def _take(self, path: str, headers: Mapping[bytes, bytes], body: bytes, *, keep_alive: bool) -> bool:
+    def _head_of(self, path: str, headers: Mapping[bytes, bytes]) -> _Head | None:
         if b"accept-encoding" in headers or b"content-encoding" in headers:
-            return False
-        return super()._take(path, headers, body, keep_alive=keep_alive)
+            return None
+        return super()._head_of(path, headers)

@@ -1,13 +1,14 @@
 """Connections on which nothing is asked, and when each of them is closed.
 
 A connection begins and ends to rest with every request, thousands of times a second, and a timer of the event loop for
-each would cost as much as parsing the request. One timer serves all: they rest equally long, so who began first is
-first. It may be late, by a tenth of that time.
+each would cost as much as parsing the request. So a connection only notes since when it rests, and one timer looks at
+all of them, when the longest may be over. It may be late, by a tenth of the time that they may rest.
 """
 
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import Protocol
 
 __all__ = ["Rest", "Resting"]
@@ -22,16 +23,25 @@ class _Sleeper(Protocol):
 class Rest:
     """That of one connection; it stands where uvicorn keeps a timer."""
 
-    __slots__ = ("_resting", "connection")
+    __slots__ = ("_resting", "_time", "connection", "since")
 
     def __init__(self, resting: Resting, connection: _Sleeper) -> None:
         self._resting, self.connection = resting, connection
+        self._time = asyncio.get_running_loop().time
+        self.since = inf  # while it does not rest
 
     def begin(self) -> None:
-        self._resting.add(self)
+        """Also when it rests already: it begins again."""
+        self.since = self._time()
+        if self not in self._resting.rests:
+            self._resting.add(self)
 
     def cancel(self) -> None:
-        self._resting.since.pop(self, None)
+        self.since = inf
+
+    def forget(self) -> None:
+        """Its connection is gone."""
+        self._resting.rests.pop(self, None)
 
 
 class Resting:
@@ -39,25 +49,21 @@ class Resting:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self.since: dict[Rest, float] = {}  # on the clock of the event loop; who began first comes first
+        self.rests: dict[Rest, None] = {}  # in order; also those that were cancelled since the timer rang
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, rest: Rest) -> None:
-        """It begins to rest, or begins again."""
-        loop = asyncio.get_running_loop()
-        self.since.pop(rest, None)
-        self.since[rest] = loop.time()
+        self.rests[rest] = None
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._end_longest)
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end_longest)
 
     def _end_longest(self) -> None:
-        self._timer = None
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        while self.since:
-            rest, since = next(iter(self.since.items()))
-            if (left := since + self._seconds - now) > 0:
-                self._timer = loop.call_later(max(left, LATE * self._seconds), self._end_longest)
-                return
-            del self.since[rest]
+        self._timer, latest = None, loop.time() - self._seconds
+        over = [rest for rest in self.rests if rest.since <= latest]
+        self.rests = {rest: None for rest in self.rests if latest < rest.since < inf}
+        if self.rests:
+            left = min(rest.since for rest in self.rests) - latest
+            self._timer = loop.call_later(max(left, LATE * self._seconds), self._end_longest)
+        for rest in sorted(over, key=lambda rest: rest.since):
             rest.connection.timeout_keep_alive_handler()

@@ -38,8 +38,8 @@ class Parsed:
         self.whole += 1
 
 
-def repeated(size: int = 5, head: bytes = HEAD) -> Repeated:
-    found = Repeated.of(head % b"%d" % size + bytes(size), size, "/inference", {}, keep_alive=True)
+def repeated(size: int = 5, head: bytes = HEAD) -> Repeated[str]:
+    found = Repeated.of(head % b"%d" % size + bytes(size), size, "/inference")
     assert found is not None
     return found
 
@@ -81,7 +81,7 @@ def test_what_is_not_one_whole_request_is_not_remembered():
         (b"POST / HTTP/1.1\r\nhost: x\r\n\r\n", 0),
         (HEAD.replace(b"*/*", b"x" * REPEATED_BYTES_MAX) % b"5" + b"hello", 5),
     ):
-        assert Repeated.of(data, size, "/", {}, keep_alive=True) is None, data
+        assert Repeated.of(data, size, "/") is None, data
 
 
 NAMES = st.sampled_from([b"Host", b"accept", b"Content-Type", b"X-Request-Id", b"connection", b"a"])
@@ -107,7 +107,7 @@ def test_a_body_is_found_only_where_the_parser_finds_it(headers, place, first, s
         return b"".join([b"POST /inference HTTP/1.1\r\n", *said, b"\r\n", body])
 
     parsed = Parsed(make(first))
-    known = Repeated.of(make(first), len(first), "/", dict(parsed.headers), keep_alive=parsed.meaning[-1])
+    known = Repeated.of(make(first), len(first), "/")
     assert known is not None
     data = make(second)
     assert known.body_of(data) == second

@@ -32,14 +32,14 @@ def test_who_rests_too_long_is_ended_and_nobody_else():
         busy.rest.cancel()
         await until(lambda: len(ended) == 2)
         assert ended == [one, two] and min(one.ended_at, two.ended_at) >= began + 0.05
-        assert not resting.since
+        assert not resting.rests
         one.rest.begin()
         two.rest.begin()
         one.rest.begin()  # again: it is now the younger
         two.rest.cancel()
         two.rest.cancel()  # which is nothing
         await until(lambda: len(ended) == 3)
-        assert ended[2] is one and not resting.since
+        assert ended[2] is one and not resting.rests
 
     uvloop.run(asyncio.wait_for(main(), 20))
 

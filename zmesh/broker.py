@@ -209,7 +209,13 @@ class Broker:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            self._loop.call_soon(self._come_round)
+
+    def _come_round(self) -> None:
+        """The turn that was scheduled, unless another one (a descriptor rang, a gateway breathed) has done its work."""
+        self._scheduled = False
+        if self._pending or self._unread:
+            self._turn()
 
     def _ring(self) -> None:
         self._unread = True
@@ -217,7 +223,6 @@ class Broker:
 
     def _turn(self) -> None:
         """Without a sign that something lies in a socket only what a gateway of this process said is decided."""
-        self._scheduled = False
         if self._closed:
             return
         started = self._clock()
@@ -349,8 +354,7 @@ class Broker:
 
     def _undeliverable(self, address: Address, message: Message) -> None:
         """Nobody is at that address: the message is given back, and the dispatcher told why."""
-        self._pending.append(events.SendFailed(address, message))
-        self._pending.append(events.PeerUnreachable(address))
+        self._pending += [events.SendFailed(address, message), events.PeerUnreachable(address)]
         self._schedule()
 
     def _park(self, address: Address, message: Message, frames: Frames) -> None:

@@ -9,6 +9,8 @@ import pytest
 from tests.harness import wait_until
 from zmesh.broker import Broker
 from zmesh.config import Limits, Plan, RoutePlan, StagePlan
+from zmesh.core.effects import DispatcherEffect
+from zmesh.core.events import DispatcherEvent
 from zmesh.messages import (
     PROTOCOL_VERSION,
     Columns,
@@ -54,6 +56,35 @@ def test_a_broker_that_is_let_in_answers_within_one_turn_of_the_loop(tmp_path: P
 
     heard = asyncio.run(talk())
     assert [type(message) for message in heard] == ([Welcome] if breathes else [])
+
+
+def test_a_broker_that_was_let_in_takes_no_turn_for_what_it_has_done(tmp_path: Path) -> None:
+    """One for what came before it was let in, one for what came after, and no third one."""
+
+    async def talk() -> list[int]:
+        context, heard, told = Context(), [], []
+        broker = Broker(PLAN, Limits(), context, [f"ipc://{tmp_path}/front.s"], asyncio.get_running_loop())
+        broker.start()
+        await asyncio.sleep(0.05)
+        handle = broker.dispatcher.handle
+
+        def counted(*happened: DispatcherEvent, now: float) -> list[DispatcherEffect]:
+            told.append(len(happened))
+            return handle(*happened, now=now)
+
+        broker.dispatcher.handle = counted
+        port = broker.local_port()
+        port.open(lambda session, message: heard.append(session), lambda: None)
+        port.send(SessionId(0), _hello(Role.GATEWAY))
+        port.breathe()
+        port.send(heard.pop(), _submit(1))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        broker.close()
+        context.close()
+        return told
+
+    assert asyncio.run(talk()) == [1, 1]
 
 
 def test_what_arrives_while_a_turn_sends_is_read_in_the_next_one(tmp_path: Path) -> None:

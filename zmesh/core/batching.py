@@ -68,6 +68,9 @@ class Release(Enum):
     SINGLE = "single"  # the stage does not batch
 
 
+FULL, CROWD, WINDOW, SINGLE = Release
+
+
 class Batcher:
     """The batching of one stage: told what arrives and what is answered, asked when a partial batch may leave."""
 
@@ -154,12 +157,12 @@ class Batcher:
     def reason(self, now: float, waiting: int, oldest: float, idle_since: float) -> Release:
         """Why a batch that leaves now leaves."""
         if self._max_batch_size == 1:
-            return Release.SINGLE
+            return SINGLE
         if waiting >= self._max_batch_size:
-            return Release.FULL
+            return FULL
         if self._mode != "greedy" and now >= max(oldest, idle_since) + self._max_wait:
-            return Release.WINDOW
-        return Release.CROWD
+            return WINDOW
+        return CROWD
 
     def ends(self, started: float, now: float) -> float:
         """When a batch that runs since `started` should end; inf if nothing is known of that."""
@@ -285,7 +288,7 @@ class _Services:
         self._recent: deque[float] = deque(maxlen=RECENT_MAX)
         self._when: deque[float] = deque(maxlen=MINUTE_SAMPLES)
         self._times: list[float] = []  # the recent ones, sorted
-        self._longer = [0.0]  # seconds of this one and all longer ones
+        self._longer: list[float] = []  # seconds of this one and all longer ones; made when they are asked for
 
     def learn(self, now: float, count: int, seconds: float) -> None:
         rate = SERVICE_RATE if self._recent else 1.0
@@ -295,7 +298,7 @@ class _Services:
         self._recent.append(seconds)
         self._when.append(now)
         self._times = times = sorted(self._recent)
-        self._longer = [*accumulate(reversed(times), initial=0.0)][::-1]
+        self._longer.clear()
         p90 = times[ceil(0.9 * len(times)) - 1]
         is_wide = len(times) >= WIDE_SAMPLES_MIN and p90 > WIDE_FACTOR * times[(len(times) - 1) // 2]
         self.are_short_and_even = p90 <= SLOW_SECONDS and not is_wide
@@ -310,6 +313,8 @@ class _Services:
         if not times:
             return inf
         if shorter < len(times):
+            if not self._longer:
+                self._longer = [*accumulate(reversed(times), initial=0.0)][::-1]
             return self._longer[shorter] / (len(times) - shorter) - elapsed
         return 0.0 if elapsed < STUCK_FACTOR * times[-1] else inf
 

@@ -22,7 +22,7 @@ from zmesh.core.snapshot import snapshot_json
 from zmesh.core.stages import Choice, StageRecord
 from zmesh.core.tasks import Step, Task, take_together
 from zmesh.core.workers import Lease, Worker
-from zmesh.messages import Columns, Kind, LeaseId, PeerId, Status, TaskId, Tasks
+from zmesh.messages import Columns, Kind, LeaseId, PeerId, State, Status, TaskId, Tasks
 
 __all__ = ["Dispatcher"]
 
@@ -45,7 +45,8 @@ HANDLERS: Mapping[type, Callable[..., None]] = {
     events.Stalled: silence.on_stalled,
     events.LoopLagged: lambda mesh, event: mesh.loop_lag.add(max(0.0, event.seconds)),
 }
-HOST_BOUND = int(Kind.HOST_BOUND)
+WHOLE = int(State.INGRESS | State.EGRESS)
+HOST_BOUND, LEASE = int(Kind.HOST_BOUND), Step.LEASE
 TOO_LATE = b"no answer before the deadline"
 
 
@@ -173,18 +174,19 @@ class Dispatcher:
             stage.overdue_at = stage.kill_at(lease, mesh.limits)
         stage.leased += len(batch)
         stage.count_lease(worker, batch, choice.reason, now)
-        take_together(batch, Step.LEASE)
+        take_together(batch, LEASE)
         for task in batch:
             task.lease = lease
+        lease.ids = [task.id for task in batch]
         contexts = [task.context for task in batch]
         columns = Columns(
-            [task.id for task in batch],
-            [task.route.flags[task.hop] for task in batch],
+            lease.ids,
+            [WHOLE] * len(batch) if stage.is_alone else [task.route.flags[task.hop] for task in batch],
             [ms if (ms := int((task.deadline - now) * 1000)) > 0 else 1 for task in batch],
             [task.attempt for task in batch],
             [task.kind for task in batch],
             [task.payload for task in batch],
             contexts if any(contexts) else None,
         )
-        mesh.remember("leased to", f"{stage.plan.name}/{worker.worker_id}", columns.ids)
+        mesh.remember("leased to", f"{stage.plan.name}/{worker.worker_id}", lease.ids)
         mesh.tell(worker, Tasks(lease.id, columns, worker.take_acks(), stage.is_near(worker)))

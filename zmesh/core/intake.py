@@ -36,9 +36,9 @@ def on_tasks_submitted(mesh: Mesh, event: TasksSubmitted) -> None:
     if route is None:
         _refuse(mesh, gateway, submit, answered, Status.INTERNAL, f"the broker knows no route {submit.route}")
         return
-    failing = next((text for index in route.stages if (text := mesh.stages[index].failing)), None)
-    if failing is not None:
-        _refuse(mesh, gateway, submit, answered, Status.UNAVAILABLE, failing)
+    failing = [text for index in route.stages if (text := mesh.stages[index].failing)]
+    if failing:
+        _refuse(mesh, gateway, submit, answered, Status.UNAVAILABLE, failing[0])
     elif is_in_doubt and not all(mesh.stages[index].plan.retry for index in route.stages):
         _refuse(mesh, gateway, submit, answered, Status.INTERNAL, "outcome unknown")
     elif mesh.drain is not None:
@@ -55,7 +55,6 @@ def _refuse(mesh: Mesh, gateway: Gateway, submit: Submit, answered: Set[TaskId],
 
 def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered: Set[TaskId]) -> None:
     stage, columns, now, tasks = mesh.stages[route.stages[0]], submit.columns, mesh.now, mesh.tasks
-    contexts = columns.contexts or [None] * len(columns.ids)
     room = _room(mesh, gateway, stage)
     if columns.ids and not answered and tasks.keys().isdisjoint(columns.ids):
         size = sum(map(len, columns.payloads))
@@ -63,6 +62,7 @@ def _admit(mesh: Mesh, gateway: Gateway, route: Route, submit: Submit, answered:
             _admit_all(mesh, gateway, route, submit, size)
             return
     admitted: list[Task] = []
+    contexts = columns.contexts or [None] * len(columns.ids)
     for task_id, left, kind, payload, context in zip(
         columns.ids, columns.remaining_ms, columns.kinds, columns.payloads, contexts, strict=True
     ):

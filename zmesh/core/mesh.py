@@ -20,13 +20,13 @@ from zmesh.core.midway import Midway
 from zmesh.core.peers import Gateway, Peer
 from zmesh.core.stages import StageRecord
 from zmesh.core.tallies import SECONDS_BOUNDS, Histogram
-from zmesh.core.tasks import Route, Step, Task, TaskState, move_on, refer, take_together
+from zmesh.core.tasks import DONE, LEASED, Route, Step, Task, move_on, refer, take_together
 from zmesh.core.workers import Lease, Worker
 from zmesh.messages import Drain, Kind, LeaseId, Message, Payload, PeerId, SessionId, Status, TaskId
 
 __all__ = ["Mesh"]
 
-HOST_BOUND = int(Kind.HOST_BOUND)
+HOST_BOUND, FINISH = int(Kind.HOST_BOUND), Step.FINISH
 
 
 class Mesh:
@@ -140,7 +140,7 @@ class Mesh:
         if stage.is_alone:
             stage.batcher.answered(self.now, len(tasks))
             return
-        done = [task.route for task in tasks if task.state is TaskState.DONE]
+        done = [task.route for task in tasks if task.state is DONE]
         if onward := len(tasks) - len(done):
             stage.batcher.passed_on(self.now, onward)
         stages: dict[int, int] = {}
@@ -154,7 +154,7 @@ class Mesh:
     def leave(self, task: Task) -> None:
         """Take back what a task's present state counts, before it changes."""
         stage = self.stages[task.stage]
-        if task.state is TaskState.LEASED:
+        if task.state is LEASED:
             stage.leased -= 1
         else:
             stage.queue.leave(task)
@@ -190,7 +190,7 @@ class Mesh:
 
     def finish(self, tasks: list[Task], payloads: list[Payload], kinds: list[int]) -> None:
         """The good end of tasks that no queue and no lease counts any more: as `bury` for each, in whole columns."""
-        take_together(tasks, Step.FINISH)
+        take_together(tasks, FINISH)
         self.task_bytes -= sum([task.size for task in tasks])
         for task in tasks:
             del self.tasks[task.id]

@@ -15,7 +15,7 @@ from zmesh.core.events import BatchFinished
 from zmesh.core.mesh import Mesh
 from zmesh.core.stages import StageRecord
 from zmesh.core.streams import counted, has_streamed
-from zmesh.core.tasks import Step, Task, TaskState
+from zmesh.core.tasks import DONE, LEASED, Step, Task
 from zmesh.core.workers import Lease, Presence, Worker
 from zmesh.messages import Ack, Kind, LeaseId, Results, Status
 
@@ -23,6 +23,7 @@ __all__ = ["on_batch_finished"]
 
 OK, AGAIN, INTERNAL, TIMEOUT = int(Status.OK), int(Status.AGAIN), int(Status.INTERNAL), int(Status.TIMEOUT)
 INLINE = int(Kind.INLINE)
+DRAINING = Presence.DRAINING
 SHORTEST_SERVICE_SECONDS = 1e-6
 COMPUTE_US_MAX = 2**63 - 1  # of a task over all stages; with more its REPLY could not be read, again and again
 
@@ -65,7 +66,7 @@ def on_batch_finished(mesh: Mesh, event: BatchFinished) -> None:
 def _acknowledge(mesh: Mesh, worker: Worker, lease: LeaseId) -> None:
     """With the next TASKS, or at the latest with the next sweep; one that drains gets no TASKS and waits for this."""
     worker.acks.append(lease)
-    if worker.presence is Presence.DRAINING:
+    if worker.presence is DRAINING:
         mesh.tell(worker, Ack(worker.take_acks(), []))
 
 
@@ -87,9 +88,9 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
             service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
             if good:
                 stage.batcher.ran(mesh.now, taken, service)
-            mesh.answered(stage, [lease.tasks[row] for row in results.rows])
+            mesh.answered(stage, lease.tasks if is_plain else [lease.tasks[row] for row in results.rows])
     _send_on(mesh, onward)
-    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", [task.id for task in lease.tasks])
+    mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", lease.ids)
 
 
 def _is_plain(lease: Lease, results: Results) -> bool:
@@ -99,7 +100,7 @@ def _is_plain(lease: Lease, results: Results) -> bool:
         not any(results.statuses)
         and lease.left == len(tasks)
         and results.rows == list(range(len(tasks)))
-        and not [task for task in tasks if task.lease is not lease or task.state is not TaskState.LEASED]
+        and not [task for task in tasks if task.lease is not lease or task.state is not LEASED]
     )
 
 
@@ -114,7 +115,7 @@ def _succeed_together(
         task.compute_us += compute_us
         if task.compute_us > COMPUTE_US_MAX:
             task.compute_us = COMPUTE_US_MAX
-    last = sum([task.hop == task.route.last for task in tasks])
+    last = count if stage.is_alone else sum([task.hop == task.route.last for task in tasks])
     if last in (0, count):  # nearly always
         stage.leased -= count
         if last:
@@ -180,7 +181,7 @@ def _take_former(mesh: Mesh, worker: Worker, results: Results) -> None:
 
 
 def _is_at(task: Task, stage: StageRecord) -> bool:
-    return task.state is not TaskState.DONE and task.route.stages[task.hop] == stage.index
+    return task.state is not DONE and task.route.stages[task.hop] == stage.index
 
 
 def _succeed(

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from zmesh.core.tasks import Task, TaskState
+from zmesh.core.tasks import HELD, QUEUED, SUSPECT, Task
 from zmesh.messages import OWN_FRAME_BYTES
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class StageQueue:
     @property
     def available(self) -> int:
         """Living tasks in the lanes that may be leased now."""
-        return sum([lane.waiting for lane in self._open_lanes()])
+        lanes = self._open_lanes()
+        return lanes[0].waiting if len(lanes) == 1 else sum([lane.waiting for lane in lanes])
 
     def push(self, tasks: Sequence[Task]) -> None:
         """To the back of their lanes, in order."""
@@ -107,11 +108,11 @@ class StageQueue:
 
     def leave(self, task: Task) -> None:
         """Take a waiting task off the count, just before it takes the step that ends its waiting here."""
-        if task.state is TaskState.HELD:
+        if task.state is HELD:
             self.held -= 1
             self.held_bytes -= task.size
             return
-        if task.state is TaskState.SUSPECT:
+        if task.state is SUSPECT:
             self.suspects -= 1
         else:
             self.waiting -= 1
@@ -155,7 +156,10 @@ class StageQueue:
 
     def oldest(self) -> float:
         """When the oldest of the tasks at the heads of the lanes arrived here. Only when one is available."""
-        return min([self._head(lane).arrived for lane in self._open_lanes()])
+        lanes = self._open_lanes()
+        if len(lanes) == 1:
+            return self._head(lanes[0]).arrived
+        return min([self._head(lane).arrived for lane in lanes])
 
     def cut(self, size: int, inline_bytes_max: int) -> list[Task]:
         """Up to `size` available tasks from the front, at least one; their states are the caller's to change.
@@ -239,8 +243,10 @@ class StageQueue:
 
     def _open_lanes(self) -> list[Lane]:
         """Where somebody waits who may be leased now."""
-        withholds = self._midway.withholds
-        return [lane for lane in self._order if lane.waiting and (lane.is_last or not withholds(lane.hop))]
+        order, withholds = self._order, self._midway.withholds
+        if len(order) == 1 and order[0].waiting and order[0].is_last:  # nearly always
+            return order
+        return [lane for lane in order if lane.waiting and (lane.is_last or not withholds(lane.hop))]
 
     def _in_order(self) -> list[Lane]:
         lanes = self._open_lanes()
@@ -261,7 +267,7 @@ class StageQueue:
 
     def _is_here(self, task: Task) -> bool:
         state = task.state
-        waits = state is TaskState.QUEUED or state is TaskState.SUSPECT or state is TaskState.HELD
+        waits = state is QUEUED or state is SUSPECT or state is HELD
         return waits and task.route.stages[task.hop] == self._index
 
     def _count(self, hop: int, tasks: Sequence[Task], sign: int) -> None:

@@ -24,7 +24,21 @@ if TYPE_CHECKING:
     from zmesh.core.peers import Gateway
     from zmesh.core.workers import Lease
 
-__all__ = ["TASK_STEPS", "Route", "Step", "Task", "TaskState", "move_on", "refer", "take_together"]
+__all__ = [
+    "DONE",
+    "HELD",
+    "LEASED",
+    "QUEUED",
+    "SUSPECT",
+    "TASK_STEPS",
+    "Route",
+    "Step",
+    "Task",
+    "TaskState",
+    "move_on",
+    "refer",
+    "take_together",
+]
 
 
 class TaskState(IntEnum):
@@ -33,6 +47,10 @@ class TaskState(IntEnum):
     LEASED = 2
     DONE = 3
     HELD = 4  # its gateway has too many answers that it did not acknowledge
+
+
+# A look at a member of an enum is ten times as dear as one at a global name; what each task or batch does asks these.
+QUEUED, SUSPECT, LEASED, DONE, HELD = TaskState
 
 
 class Step(IntEnum):
@@ -47,6 +65,9 @@ class Step(IntEnum):
     POISON = 8  # it killed its worker too often, alone
     HOLD = 9  # its gateway does not take its answers
     FREE = 10  # it does again
+
+
+ADVANCE = Step.ADVANCE
 
 
 TASK_STEPS: Mapping[TaskState, Mapping[Step, TaskState]] = {
@@ -106,16 +127,13 @@ class Task:
     """One request's unit of work. Times are seconds on the dispatcher's clock, `size` is bytes of payload."""
 
     __slots__ = (
-        "alone_deaths",
+        "__dict__",  # made for those that are in trouble, see below
         "arrived",
         "attempt",
         "compute_us",
         "context",
         "deadline",
-        "deaths",
         "gateway",
-        "group_max",
-        "hedged",
         "hop",
         "id",
         "kind",
@@ -123,11 +141,17 @@ class Task:
         "memory",
         "payload",
         "queue_us",
-        "returns",
         "route",
         "size",
         "state",
     )
+
+    # At this stage; whoever has any of it was given back, and so has been attempted more than once.
+    deaths = 0  # charged
+    alone_deaths = 0  # of those, as the only row of its lease
+    group_max = 0  # a suspect, and the largest batch that it may be in; 0: suspected of nothing
+    returns = 0
+    hedged = False  # given to a second worker because the first took too long
 
     def __init__(
         self,
@@ -150,14 +174,9 @@ class Task:
         self.context = context
         self.size = len(payload)  # of what it stands for, if it is a reference
         self.memory = ""  # where that lies, if only its host can open it; of an inline payload it says nothing
-        self.state = TaskState.QUEUED
+        self.state = QUEUED
         self.hop = 0
         self.attempt = 1
-        self.deaths = 0  # charged at this stage
-        self.alone_deaths = 0  # of those, as the only row of its lease
-        self.group_max = 0  # a suspect at this stage, and the largest batch that it may be in; 0: suspected of nothing
-        self.returns = 0
-        self.hedged = False  # given to a second worker at this stage because the first took too long
         self.queue_us = 0
         self.compute_us = 0
         self.lease: Lease | None = None  # the one that counts
@@ -184,12 +203,14 @@ class Task:
 
 def move_on(tasks: Sequence[Task], payloads: Sequence[Payload], kinds: Sequence[int], now: float) -> None:
     """To the queues of the next stages, with this stage's results; deaths belong to a stage and are forgotten."""
-    take_together(tasks, Step.ADVANCE)
+    take_together(tasks, ADVANCE)
     for task, payload, kind in zip(tasks, payloads, kinds, strict=True):
         task.hop += 1
         task.payload, task.kind, task.size = payload, kind, len(payload)
         task.arrived = now
-        task.attempt, task.deaths, task.alone_deaths, task.group_max, task.returns, task.hedged = 1, 0, 0, 0, 0, False
+        if task.attempt > 1:
+            task.attempt = 1
+            task.__dict__.clear()
         task.lease = None
 
 
@@ -201,10 +222,11 @@ def refer(tasks: Sequence[Task], sizes: Sequence[int], memory: str) -> None:
 
 def take_together(tasks: Sequence[Task], step: Step) -> None:
     """The same step for many, which are nearly always in the same state: one look into the table for all of these."""
-    before = following = None
+    before, following = None, QUEUED
     for task in tasks:
-        if task.state is not before or following is None:
+        if task.state is not before:
             before = task.state
-            following = TASK_STEPS[before].get(step)
-            assert following is not None, f"task {task.id:x}: no {step.name} from {before.name}"
+            found = TASK_STEPS[before].get(step)
+            assert found is not None, f"task {task.id:x}: no {step.name} from {before.name}"
+            following = found
         task.state = following

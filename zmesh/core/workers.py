@@ -18,7 +18,7 @@ from enum import IntEnum
 from zmesh.core.events import Address
 from zmesh.core.peers import Peer
 from zmesh.core.tallies import Tally
-from zmesh.core.tasks import Task, TaskState
+from zmesh.core.tasks import DONE, Task
 from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId, TaskId
 
 __all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
@@ -33,6 +33,9 @@ class Presence(IntEnum):
     LOST = 3  # its connection is gone, its process perhaps not
     EXITING = 4  # its process is gone, its last results perhaps still on their way
     GONE = 5
+
+
+READY = Presence.READY
 
 
 class PresenceStep(IntEnum):
@@ -85,6 +88,7 @@ class Lease:
         "answered",
         "clock",
         "id",
+        "ids",
         "is_free",
         "is_interrupted",
         "is_open",
@@ -101,6 +105,7 @@ class Lease:
 
     def __init__(self, id: LeaseId, worker: Worker, tasks: list[Task], suspect: bool) -> None:
         self.id, self.worker, self.tasks, self.suspect = id, worker, tasks, suspect
+        self.ids: list[TaskId] = []  # of its tasks
         self.left = len(tasks)  # rows without a status
         self.answered = bytearray(len(tasks))
         self.started = 0.0  # when it was given, and again when it became its worker's oldest
@@ -120,7 +125,7 @@ class Lease:
         """Whether anybody waits for any of its rows, from this lease or from another."""
         stage = self.worker.stage
         return any(
-            not answered and task.state is not TaskState.DONE and task.stage == stage
+            not answered and task.state is not DONE and task.stage == stage
             for answered, task in zip(self.answered, self.tasks, strict=True)
         )
 
@@ -224,12 +229,12 @@ class Crew:
 
     def ready(self) -> int:
         """How many workers could run a batch, now or after what they hold."""
-        return sum(worker.presence is Presence.READY for worker in self.workers.values())
+        return sum(worker.presence is READY for worker in self.workers.values())
 
     def sort(self, worker: Worker) -> None:
         """Put a worker where its leases and its credit belong; it keeps its place if that did not change."""
         session = worker.session
-        usable = worker.presence is Presence.READY and worker.credit > 0
+        usable = worker.presence is READY and worker.total > worker.used
         if worker.leases:
             self.idle.pop(session, None)
             self.busy.setdefault(session, worker)

@@ -49,6 +49,7 @@ NOBODY = 0.5  # fewer tasks than this are nobody
 REGULAR = 0.8  # a window expects somebody if in so many of its openings somebody came
 SHARE_MAX = 1.5  # more tasks for an answered one have another cause
 JUST_AFTER_SECONDS = 1e-7  # ask again inside the next bin, not on its edge
+UNEVEN_FACTOR = 1.5  # a worker whose batches take so many times longer, or less, than usual is judged by itself
 STUCK_FACTOR = 1.5  # a batch that runs so many times longer than any before tells nothing of when it ends
 
 SLOW_SECONDS = 0.050
@@ -106,9 +107,11 @@ class Batcher:
         else:
             self._burst.open(now, 0)  # those who came with the first need no waiting for
 
-    def ran(self, now: float, count: int, service_seconds: float) -> None:
-        """A batch of `count` tasks came back, at least one of them with a result: else its time says nothing."""
+    def ran(self, now: float, count: int, service_seconds: float, workers_seconds: float = 0.0) -> float:
+        """A batch of `count` tasks came back, at least one of them with a result: else its time says nothing. It ran
+        at a worker whose batches took `workers_seconds` so far, 0.0 before its first; returns what they take now."""
         self._services.learn(now, count, service_seconds)
+        return _smoothed(workers_seconds, service_seconds)
 
     def answered(self, now: float, count: int) -> None:
         """So many clients whose tasks came through here were answered, and may ask again."""
@@ -127,22 +130,24 @@ class Batcher:
         oldest: float,
         idle_since: float,
         idle_others: int,
-        earliest_finish: float | None,
+        free_in: Callable[[float], float],
         coming: Callable[[float], list[tuple[float, int]]] | None = None,
+        pace: float = 1.0,
     ) -> float:
         """When to ask again about a partial batch and an idle worker; not later than `now` means go.
 
-        `earliest_finish` is when the first busy worker should be free, None when none is busy. `coming(now)` is when
-        the batches of the stages before this one should end, in order, and how many tasks of each come here.
+        `free_in(now)` is how many seconds later the first busy worker should be free, inf when none is busy.
+        `coming(now)` is when the batches of the stages before this one should end, in order, and how many tasks of each
+        come here. `pace` is how long a batch takes at the idle worker, as a multiple of what is usual.
         """
         if self._mode == "greedy":
             return now
         end = max(oldest, idle_since) + self._max_wait
         if self._mode == "fixed":
             return end
-        saves = self._services.intercept
-        if saves > 0 and earliest_finish is not None:
-            saves = min(saves, self._services.remaining(now + self._services.mean - earliest_finish))
+        saves = self._services.intercept * pace
+        if saves > 0:
+            saves = min(saves, free_in(now))
         if saves <= 0 or now >= end:
             return now
         price = MARGIN * waiting / saves  # tasks that must come per second of waiting
@@ -164,9 +169,18 @@ class Batcher:
             return WINDOW
         return CROWD
 
-    def ends(self, started: float, now: float) -> float:
-        """When a batch that runs since `started` should end; inf if nothing is known of that."""
-        return now + self._services.remaining(now - started)
+    def pace(self, seconds: float) -> float:
+        """What batches that take so long are to those of the whole stage: 1.0 unless a worker is much slower or faster
+        than the others, and where nothing is known of it."""
+        usual = self._services.mean
+        is_like_others = not seconds or usual <= UNEVEN_FACTOR * seconds <= UNEVEN_FACTOR**2 * usual
+        return 1.0 if is_like_others else seconds / usual
+
+    def remaining(self, elapsed: float, pace: float = 1.0) -> float:
+        """Seconds left of a batch that runs for so long at a worker of this pace; inf if nothing is known of that."""
+        if pace == 1.0:
+            return self._services.remaining(elapsed)
+        return _left(pace * self._services.mean, elapsed)
 
     def prefetch_pays(self) -> bool:
         """Whether a full batch may wait at a busy worker: not where batches are slow, or take anything between."""
@@ -293,7 +307,7 @@ class _Services:
     def learn(self, now: float, count: int, seconds: float) -> None:
         rate = SERVICE_RATE if self._recent else 1.0
         self._size += rate * (count - self._size)
-        self.mean += rate * (seconds - self.mean)
+        self.mean = _smoothed(self.mean, seconds)
         self.intercept = max(0.0, self.mean - self._slope.learn(count, seconds) * self._size)
         self._recent.append(seconds)
         self._when.append(now)
@@ -316,12 +330,24 @@ class _Services:
             if not self._longer:
                 self._longer = [*accumulate(reversed(times), initial=0.0)][::-1]
             return self._longer[shorter] / (len(times) - shorter) - elapsed
-        return 0.0 if elapsed < STUCK_FACTOR * times[-1] else inf
+        return _left(times[-1], elapsed)
 
     def shortest(self, now: float) -> float | None:
         if len(self._when) < MINUTE_SAMPLES or self._when[0] < now - MINUTE_SECONDS:
             return None
         return min(list(self._recent)[-SHORTEST_OF:])
+
+
+def _left(seconds: float, elapsed: float) -> float:
+    """Of a batch that should take so long: past that it is any moment now, until it is stuck."""
+    if elapsed < seconds:
+        return seconds - elapsed
+    return 0.0 if elapsed < STUCK_FACTOR * seconds else inf
+
+
+def _smoothed(before: float, newest: float) -> float:
+    """What a batch takes on average, the newest weighing most; `before` is 0.0 before the first."""
+    return before + SERVICE_RATE * (newest - before) if before else newest
 
 
 class _Slope:

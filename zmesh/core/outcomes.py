@@ -87,7 +87,7 @@ def _take_rows(mesh: Mesh, stage: StageRecord, lease: Lease, results: Results) -
         if lease.is_open and not lease.is_free:
             service = max(mesh.now - lease.started, SHORTEST_SERVICE_SECONDS)
             if good:
-                stage.batcher.ran(mesh.now, taken, service)
+                lease.worker.seconds = stage.batcher.ran(mesh.now, taken, service, lease.worker.seconds)
             mesh.answered(stage, lease.tasks if is_plain else [lease.tasks[row] for row in results.rows])
     _send_on(mesh, onward)
     mesh.remember("results of", f"{stage.plan.name}/{lease.worker.worker_id}", lease.ids)

@@ -7,6 +7,7 @@ the clock says about a partial batch is the `Batcher`'s business.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from zmesh.config import Limits, StagePlan
@@ -135,14 +136,24 @@ class StageRecord:
         crew, batcher = self.crew, self.batcher
         oldest = self.queue.oldest()
         others = len(crew.idle) - 1
-        finish = crew.earliest_finish(batcher.service)
         coming = self._coming if self.before else None
-        due = batcher.due(now, waiting, oldest, worker.idle_since, others, finish, coming)
+        pace = self._pace(worker)
+        due = batcher.due(now, waiting, oldest, worker.idle_since, others, self._free_in, coming, pace)
         if due > now:
             self.wake = due
             return None
         size = -(-waiting // (others + 1)) if self.plan.spread else waiting
         return Choice(worker, size, batcher.reason(now, waiting, oldest, worker.idle_since), False)
+
+    def _pace(self, worker: Worker) -> float:
+        """How long batches take at this worker, as a multiple of what is usual: it may have an older GPU."""
+        return self.batcher.pace(worker.seconds)
+
+    def _free_in(self, now: float) -> float:
+        """Seconds until one of the busy workers should be free; inf if nothing is known of that."""
+        running = self.crew.longest_running()
+        left = [self.batcher.remaining(now - lease.started, self._pace(worker)) for worker, lease in running]
+        return min(left, default=inf)
 
     def _coming(self, now: float) -> list[tuple[float, int]]:
         """When the batches of the stages before this one should end, and how many tasks of each come here."""
@@ -154,7 +165,8 @@ class StageRecord:
                 count = lease.left
                 if len(stage.after) > 1:
                     count = sum(task.lease is lease and task.stage_after == self.index for task in lease.tasks)
-                found.append((stage.batcher.ends(lease.started, now), count))
+                left = stage.batcher.remaining(now - lease.started, stage._pace(worker))
+                found.append((now + left, count))
         return sorted(found)
 
     def count_lease(self, worker: Worker, batch: list[Task], reason: Release, now: float) -> None:

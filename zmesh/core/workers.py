@@ -12,8 +12,9 @@ The steps of a worker's presence are a table; docs/states.md is drawn from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from itertools import islice
 
 from zmesh.core.events import Address
 from zmesh.core.peers import Peer
@@ -24,6 +25,7 @@ from zmesh.messages import LIST_ITEMS_MAX, Exited, Hello, LeaseId, SessionId, Ta
 __all__ = ["PRESENCE_STEPS", "Crew", "Lease", "Presence", "PresenceStep", "Worker"]
 
 OVERDUE_FACTOR = 1.5  # past so many times its expected time a busy worker is given nothing ahead
+RUNNING_LOOKED_AT_MAX = 8  # of those who run longest; with more of them one is free soon anyway
 
 
 class Presence(IntEnum):
@@ -145,6 +147,7 @@ class Worker(Peer):
         "may_interrupt",
         "memory",
         "presence",
+        "seconds",
         "stage",
         "tally",
         "tasks",
@@ -169,13 +172,14 @@ class Worker(Peer):
         self.tally = Tally()  # its stage has one for it, which it shares with its predecessors
         self.batches = 0
         self.tasks = 0
+        self.seconds = 0.0  # that its batches take, see `Batcher.ran`
         self.has_succeeded = False  # it brought a batch to a good end
         self.may_interrupt = False  # it did so since it was last interrupted
         self.is_beyond_reach = False  # it was reported that no agent is there that could end it
 
     def succeed(self, former: Worker) -> None:
         """The same process in a new session."""
-        self.batches, self.tasks = former.batches, former.tasks
+        self.batches, self.tasks, self.seconds = former.batches, former.tasks, former.seconds
         self.has_succeeded, self.may_interrupt = former.has_succeeded, former.may_interrupt
 
     def take(self, step: PresenceStep) -> None:
@@ -280,15 +284,17 @@ class Crew:
         return next(iter(self.idle.values()), None)
 
     def next_free(self, now: float, service: float) -> Worker | None:
-        """The busy worker with credit that is expected to finish first, unless it is overdue."""
+        """The busy worker with credit that is expected to finish first, unless it is overdue. `service` is what is
+        usual at the stage, by which a slow worker is soon overdue, and should be: what is given ahead waits there."""
         for worker in self.ahead.values():
             oldest = worker.oldest()
             if oldest is not None and (service <= 0 or now - oldest.started <= OVERDUE_FACTOR * service):
                 return worker
         return None
 
-    def earliest_finish(self, service: float) -> float | None:
-        """When the first of the busy workers is expected to be free; None when all are idle."""
-        first = next(iter(self.busy.values()), None)
-        oldest = first.oldest() if first else None
-        return oldest.started + service if oldest else None
+    def longest_running(self) -> Iterator[tuple[Worker, Lease]]:
+        """A few of the busy workers and what they run, longest first."""
+        for worker in islice(self.busy.values(), RUNNING_LOOKED_AT_MAX):
+            lease = worker.oldest()
+            assert lease is not None, "who is busy has a lease"
+            yield worker, lease

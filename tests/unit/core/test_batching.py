@@ -1,6 +1,7 @@
 """When a batch is cut: every rule of core/batching.py, one sentence each. The clock is an argument."""
 
 from collections.abc import Iterable
+from math import inf
 from random import Random
 
 import pytest
@@ -49,7 +50,7 @@ def bursts(batcher: Batcher, follow: Iterable[float], rounds: int = 30) -> float
 
 def due(batcher: Batcher, now: float, waiting: int = 1, **given: object) -> float:
     """Asked with one idle worker and tasks that came just now, unless given otherwise."""
-    facts: dict[str, object] = {"oldest": now, "idle_since": now, "idle_others": 0, "earliest_finish": None}
+    facts: dict[str, object] = {"oldest": now, "idle_since": now, "idle_others": 0, "free_in": lambda now: inf}
     return batcher.due(now, waiting, **(facts | given))  # type: ignore[arg-type]
 
 
@@ -350,10 +351,10 @@ def test_batch_that_is_late_is_asked_for_again_in_a_moment():
 
 def test_end_of_a_batch_is_known_from_those_that_took_as_long():
     batcher = Batcher(MOST, WAIT)
-    assert batcher.ends(1.0, 1.001) == float("inf"), "nothing is known yet"
+    assert batcher.remaining(0.001) == inf, "nothing is known yet"
     batcher.ran(0.0, 4, SERVICE)
-    assert batcher.ends(1.0, 1.001) == pytest.approx(1.0 + SERVICE)
-    assert batcher.ends(1.0, 1.012) == 1.012, "any moment now"
+    assert batcher.remaining(0.001) == pytest.approx(SERVICE - 0.001)
+    assert batcher.remaining(0.012) == 0.0, "any moment now"
 
 
 # ── what waiting saves ──
@@ -381,10 +382,39 @@ def test_nobody_waits_when_another_worker_is_free_in_a_moment():
     now = taught(batcher, CROWD)
     at = now + CROWD[0]
     batcher.arrived(at, 1)
-    assert due(batcher, at, earliest_finish=at + 0.00001) == at
-    assert due(batcher, at, earliest_finish=at - 0.001) == at, "it is a little late, so any moment now"
-    assert due(batcher, at, earliest_finish=at + 0.008) > at
-    assert due(batcher, at, earliest_finish=at + 0.080) > at
+    assert due(batcher, at, free_in=lambda now: 0.00001) == at
+    assert due(batcher, at, free_in=lambda now: 0.0) == at, "it is a little late, so any moment now"
+    assert due(batcher, at, free_in=lambda now: 0.008) > at
+    assert due(batcher, at, free_in=lambda now: 0.080) > at
+
+
+def test_fast_worker_waits_for_less_company_than_a_slow_one():
+    batcher = Batcher(MOST, WAIT)
+    now = taught(batcher, CROWD)
+    at = now + CROWD[-3]
+    batcher.arrived(at, 14)
+    assert due(batcher, at, 14) > at, "two more are worth a tenth of a batch of 10 ms"
+    assert due(batcher, at, 14, pace=0.1) == at
+    assert due(batcher, at, 14, pace=10.0) > at
+
+
+def test_worker_is_judged_by_itself_only_where_it_is_far_from_the_others():
+    batcher = Batcher(MOST, WAIT)
+    assert batcher.pace(0.0) == 1.0
+    batcher.ran(0.0, 4, SERVICE)
+    assert batcher.pace(0.0) == 1.0, "nothing is known of it"
+    assert [batcher.pace(times * SERVICE) for times in (0.7, 1.0, 1.4)] == [1.0, 1.0, 1.0]
+    assert [batcher.pace(times * SERVICE) for times in (0.5, 2.0)] == pytest.approx([0.5, 2.0])
+    assert batcher.remaining(0.004, 2.0) == pytest.approx(2 * SERVICE - 0.004)
+    assert batcher.remaining(2.4 * SERVICE, 2.0) == 0.0, "any moment now"
+    assert batcher.remaining(3.1 * SERVICE, 2.0) == inf, "stuck"
+
+
+def test_what_a_workers_batches_take_follows_the_newest():
+    batcher = Batcher(MOST, WAIT)
+    first = batcher.ran(0.0, 4, 0.010, 0.0)
+    assert first == 0.010
+    assert batcher.ran(1.0, 4, 0.020, first) == pytest.approx(0.012)
 
 
 def test_worker_of_uneven_batches_is_expected_by_those_that_were_as_long():
@@ -407,7 +437,8 @@ def test_stuck_worker_is_not_waited_for():
     batcher = Batcher(MOST, WAIT)
     now = taught(batcher, CROWD)
     batcher.arrived(now + CROWD[0], 1)
-    assert due(batcher, now + CROWD[0], earliest_finish=now - 1.0) > now + CROWD[0]
+    assert batcher.remaining(1.0) == inf
+    assert due(batcher, now + CROWD[0], free_in=lambda at: batcher.remaining(1.0)) > now + CROWD[0]
 
 
 def test_time_that_grows_with_the_batch_is_not_saved_by_waiting():
@@ -599,7 +630,7 @@ def test_a_client_that_comes_back_after_its_answer_is_no_part_of_a_burst():
     batcher, dice, now, waited = Batcher(MOST, WAIT), Random(1), 0.0, 0
     for turn in range(2000):
         batcher.arrived(now, 1)
-        waited += turn > 200 and batcher.due(now, 1, now, now - WAIT / 50, 0, None) > now
+        waited += turn > 200 and batcher.due(now, 1, now, now - WAIT / 50, 0, lambda at: inf) > now
         now += WAIT / 10
         answered(batcher, now, 1, WAIT / 10)
         now += 2 * WAIT if turn % 20 == 19 else dice.uniform(0.01, 0.03) * WAIT

@@ -84,6 +84,23 @@ def test_a_burst_goes_to_one_worker_unless_the_stage_spreads():
         assert world.turn(world.gateway().submits(1, 2, 3)) == expected
 
 
+def test_each_worker_is_expected_when_its_own_batches_end():
+    world = World()
+    gateway, quick, slow = world.gateway(), world.worker("quick", credit=1), world.worker("slow", credit=1)
+    world.turn(gateway.submits(1))
+    world.turn(quick.finishes(1), after=0.010)
+    world.turn(gateway.submits(2))
+    world.turn(slow.finishes(2), after=0.100)
+    assert world.turn(gateway.submits(3))[0].startswith("quick ← TASKS 3")
+    assert world.turn(gateway.submits(4))[0].startswith("slow ← TASKS 4")
+    free_in = world.stage()._free_in
+    assert free_in(world.now + 0.004) == pytest.approx(0.006)
+    world.turn(quick.finishes(3), after=0.010)
+    assert free_in(world.now) == pytest.approx(0.090)
+    world.turn(slow.finishes(4), after=0.090)
+    assert free_in(world.now) == float("inf")
+
+
 # Several stages
 
 

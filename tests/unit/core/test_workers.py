@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.core.world import WorkerPeer, World
 from zmesh.core.tasks import Task
-from zmesh.core.workers import PRESENCE_STEPS, Crew, Lease, Presence, PresenceStep, Worker
+from zmesh.core.workers import PRESENCE_STEPS, RUNNING_LOOKED_AT_MAX, Crew, Lease, Presence, PresenceStep, Worker
 from zmesh.messages import LeaseId, Role, SessionId
 
 
@@ -148,16 +148,18 @@ def test_the_clock_of_a_lease_starts_when_it_becomes_the_oldest():
     assert worker.oldest() is second and second.started == 5.0
 
 
-def test_the_earliest_finish_is_that_of_who_started_first():
+def test_a_few_of_those_who_run_longest_are_looked_at_with_what_they_run():
     yard = Yard()
     one, two = yard.worker(credit=2), yard.worker()
-    assert yard.crew.earliest_finish(0.5) is None
-    lease = yard.give(one, 1.0)
-    yard.give(one, 1.1)
-    yard.give(two, 2.0)
-    assert yard.crew.earliest_finish(0.5) == 1.5
-    yard.crew.release(one, lease, 3.0, grant=True)
-    assert yard.crew.earliest_finish(0.5) == 2.5
+    assert list(yard.crew.longest_running()) == []
+    first, ahead = yard.give(one, 1.0), yard.give(one, 1.1)
+    second = yard.give(two, 2.0)
+    assert list(yard.crew.longest_running()) == [(one, first), (two, second)]
+    yard.crew.release(one, first, 3.0, grant=True)
+    assert list(yard.crew.longest_running()) == [(two, second), (one, ahead)]
+    for _ in range(2 * RUNNING_LOOKED_AT_MAX):
+        yard.give(yard.worker(), 4.0)
+    assert len(list(yard.crew.longest_running())) == RUNNING_LOOKED_AT_MAX
 
 
 def test_a_worker_that_parts_is_in_no_order_any_more():

@@ -44,6 +44,22 @@ def test_who_rests_too_long_is_ended_and_nobody_else():
     uvloop.run(asyncio.wait_for(main(), 20))
 
 
+def test_a_connection_that_is_gone_is_forgotten_at_once():
+    async def main() -> None:
+        ended: list[Connection] = []
+        resting = Resting(0.05)
+        gone, other = Connection(resting, ended), Connection(resting, ended)
+        gone.rest.begin()
+        other.rest.begin()
+        gone.rest.forget()
+        gone.rest.forget()  # which is nothing
+        assert list(resting.rests) == [other.rest]
+        await until(lambda: bool(ended))
+        assert ended == [other]
+
+    uvloop.run(asyncio.wait_for(main(), 20))
+
+
 def test_thousands_of_rests_are_one_timer(monkeypatch: pytest.MonkeyPatch):
     async def main() -> None:
         made: list[float] = []

@@ -120,7 +120,7 @@ def streams_are_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     ("plant", "word"),
     [
         (credit_is_granted_twice, "I10"),
-        (nothing_is_submitted_again, "I7"),
+        (nothing_is_submitted_again, "I7|everybody who had it is well"),  # a once-only task may be given up first
         (suspects_wait_for_ever, "I7"),
         (results_are_never_acknowledged, "I7"),
         (cancels_are_not_heeded, "I11"),

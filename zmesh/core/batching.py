@@ -69,7 +69,7 @@ class Release(Enum):
     SINGLE = "single"  # the stage does not batch
 
 
-FULL, CROWD, WINDOW, SINGLE = Release
+FULL, CROWD, WINDOW, SINGLE = Release  # by name they are cheaper, see `tasks`
 
 
 class Batcher:
